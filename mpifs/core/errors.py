@@ -1,0 +1,103 @@
+"""The errors of mpifs: OSError subclasses, one errno each, decided here and nowhere else.
+
+Local fault, remote fault and damaged data are different types, so that a caller can try another
+replica after the second and third and never after the first.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import ClassVar
+
+
+class MpifsError(OSError):
+    """Base.  `str(error)` is a sentence for the user; `errno` is what a program sees."""
+
+    code: ClassVar[int] = errno.EIO
+
+    def __init__(self, message: str | None = None, code: int | None = None) -> None:
+        number = self.code if code is None else code
+        super().__init__(number, message or os.strerror(number))
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+class PosixError(MpifsError):
+    """A misuse or refusal that POSIX names; carries just its errno."""
+
+    def __init__(self, code: int, message: str | None = None) -> None:
+        super().__init__(message, code)
+
+
+class DamageError(MpifsError):
+    """Stored or received bytes are not what they must be (checksum, header, record, length)."""
+
+    code = errno.EIO
+
+
+class ChunkMissingError(MpifsError):
+    """A store does not hold a chunk that it should hold."""
+
+    code = errno.EIO
+
+
+class RemoteError(MpifsError):
+    """A worker answered a request with an error; carries rank and the worker's sentence."""
+
+    code = errno.EIO
+
+    def __init__(self, rank: int, message: str, code: int | None = None) -> None:
+        super().__init__(f"worker {rank}: {message}", code)
+        self.rank = rank
+
+
+class SilentError(MpifsError):
+    """A worker gave no answer before the deadline."""
+
+    code = errno.EIO
+
+    def __init__(self, rank: int, message: str) -> None:
+        super().__init__(f"worker {rank}: {message}")
+        self.rank = rank
+
+
+class PeerDeadError(SilentError):
+    """A rank's process is known to be dead: no answer will come from it in this world."""
+
+
+class MasterSilentError(MpifsError):
+    """Rank 0 gave no answer on its control socket before the deadline."""
+
+    code = errno.ETIMEDOUT
+
+
+class ProtocolError(MpifsError):
+    """Bytes between ranks or from the control socket that are no valid message."""
+
+    code = errno.EPROTO
+
+
+class FullError(MpifsError):
+    """No space left: a store's disk, its map, or the index's."""
+
+    code = errno.ENOSPC
+
+
+class FormatError(MpifsError):
+    """A superblock, store or index that cannot be used; the sentence says what to do."""
+
+    code = errno.EINVAL
+
+
+class InUseError(MpifsError):
+    """The volume or store is served by another process."""
+
+    code = errno.EBUSY
+
+
+class StartError(MpifsError):
+    """The ranks could not be started or did not get ready; the sentence says why."""
+
+    code = errno.EIO

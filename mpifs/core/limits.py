@@ -1,0 +1,106 @@
+"""Every bound of mpifs with one line saying why it has this value."""
+
+from __future__ import annotations
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+# Names and sizes, as Linux has them.
+NAME_BYTES_MAX = 255  # NAME_MAX of limits.h; also keeps a dentry key under LMDB's 511 bytes.
+PATH_BYTES_MAX = 4096  # PATH_MAX with its final NUL.
+LINKS_MAX = 2**31 - 1  # st_nlink is 32 bits wide at the FUSE interface.
+FILE_BYTES_MAX = 2**63 - 1  # off_t.
+SYMLINK_BYTES_MAX = 4095  # PATH_MAX without its final NUL.
+XATTR_NAME_BYTES_MAX = 255  # XATTR_NAME_MAX.
+XATTR_VALUE_BYTES_MAX = 64 * KIB  # XATTR_SIZE_MAX.
+XATTR_LIST_BYTES_MAX = 64 * KIB  # XATTR_LIST_MAX: what listxattr(2) can return.
+
+# Geometry.
+CHUNK_BYTES_MIN = 4 * KIB  # one page; below it the 64-byte header would dominate.
+CHUNK_BYTES_MAX = 64 * MIB  # one chunk must fit comfortably in every rank's buffers.
+CHUNK_BYTES_DEFAULT = 1 * MIB  # one FUSE request of libfuse 3, the bandwidth knee of MPI and LMDB.
+WORKERS_DEFAULT = 4
+STORES_MAX = 65535  # a store id is 16 bits wide in a chunk ref.
+REPLICAS_MAX = 8  # more copies than this is a misunderstanding, and a ref must stay small.
+
+# Messages between ranks.
+HEADER_BYTES = 64
+ARGS_BYTES_MAX = 64 * KIB  # control messages (tables of stores, listings) stay below it.
+INLINE_BYTES_MAX = 16 * KIB  # bodies up to here travel in the header message: one message less.
+BODY_BYTES_MAX = CHUNK_BYTES_MAX + MIB  # a chunk with its header, or a batch; else it is refused.
+BATCH_BYTES_MAX = 4 * MIB  # small chunks packed into one PUT: amortises the round trip.
+BATCH_COUNT_MAX = 1024  # chunks in one PUT or keys in one DELETE.
+SLOT_COUNT_MAX = 4096  # requests under way at once from one rank; tags stay far below MPI_TAG_UB.
+
+# Deadlines in seconds.
+REQUEST_TIMEOUT_S = (
+    30.0  # an fdatasync on a congested disk takes seconds; a dead rank is seen earlier.
+)
+START_TIMEOUT_S = 30.0  # from mpiexec to a mount that answers.
+STOP_TIMEOUT_S = 20.0  # flush and commit at unmount get REQUEST_TIMEOUT_S each before this counts.
+FINALIZE_TIMEOUT_S = 5.0  # MPI_Finalize can hang after a death (PITFALLS 9); then os._exit.
+INVALIDATE_TIMEOUT_S = 0.25  # kernel cache invalidation of another name of a file.
+MASTER_SILENCE_S = 15.0  # a worker that hears nothing from rank 0 for so long ends itself.
+HEARTBEAT_S = 1.0
+
+# Polling.
+SPIN_S = 100e-6  # spin this long after traffic: a round trip takes 7-30 µs, a sleep costs 60.
+BELL_TIMEOUT_S = 0.05  # a lost doorbell costs at most this.
+NO_BELL_SLEEP_S = 0.0005  # peer on another host without a bell: poll at this interval when idle.
+NO_BELL_QUIET_S = 1.0  # without traffic for so long, a rank far from its peers sleeps longer:
+NO_BELL_QUIET_SLEEP_S = 0.005  # the idle CPU stays under 0.5 % of a core.
+SEND_PROGRESS_S = 0.0003  # while own long messages are under way nobody sleeps longer than this.
+SERVER_BATCH_COUNT = 32  # requests a service loop takes before it looks at its sends again.
+RECEIVES_MAX = 64  # request bodies a service loop receives at once.
+RECEIVE_BYTES_MAX = 256 * MIB  # bodies of unanswered requests in a service; more wait at the sender.
+
+# Memory of rank 0.
+DIRTY_BYTES_MAX = 64 * MIB  # write-back buffers, in flight included; writers wait above it.
+CACHE_BYTES_MAX = (
+    64 * MIB
+)  # clean chunks for readahead and small reads; the kernel caches the rest.
+INODE_CACHE_MAX = 100_000  # live inodes kept in memory, about 600 B each.
+DENTRY_CACHE_MAX = 200_000  # (parent, name) pairs kept in memory, about 250 B each.
+HANDLES_MAX = 1_000_000  # open files; the kernel's own file-max is lower on most machines.
+ALIAS_MAX = 65_536  # names of hard-linked files the kernel may have cached.
+
+# Write-back and commit.
+COMMIT_INTERVAL_S = 0.1  # -o commit=: a closed file survives the death of every rank after this.
+DIRTY_AGE_MAX_S = 1.0  # an open file's dirty chunk is flushed after this at the latest.
+INFLIGHT_CHUNKS_MAX = 16  # large chunks on their way at once, over all workers.
+READAHEAD_CHUNKS_MAX = 4  # chunks fetched ahead of one sequential reader.
+
+# Group commit of a store.
+COMMIT_OPERATIONS_MAX = 64  # puts and deletes taken into one LMDB transaction.
+COMMIT_BYTES_MAX = 32 * MIB  # dirty pages of one transaction are malloced by LMDB.
+
+# Control socket.
+CONTROL_FRAME_BYTES_MAX = 8 * MIB  # a page of a listing or of a layout is far below it.
+CONTROL_CLIENTS_MAX = 32  # threads of rank 0 for commands; more is a runaway script.
+CONTROL_HANDLES_MAX = 1024  # open files of one client, as the usual limit of open files.
+CONTROL_TIMEOUT_S = 60.0  # two REQUEST_TIMEOUT_S: a call may wait for a flush and a commit.
+CONTROL_FRAME_TIMEOUT_S = 30.0  # a client that stops in the middle of a frame is dropped.
+PIECE_BYTES = MIB  # file bytes of one read or write of a command: the knee of the socket's rate.
+PAGE_ENTRIES = 1024  # rows of a listing or a layout in one answer, about 350 KiB at most.
+SYMLINKS_MAX = 40  # links followed in one path, as Linux does (MAXSYMLINKS).
+
+# Reserved ranges of numbers that must never be reused, committed ahead of their use.
+NUMBER_RESERVE = 2**20
+
+# LMDB.
+MAP_BYTES = 1 << 44  # 16 TiB of address space, costs nothing until used; set once.
+MAP_BYTES_FALLBACK = 1 << 37  # where the address space is limited (ulimit -v).
+PREALLOCATE_BYTES = 64 * MIB  # growing a file costs 4 x writing into allocated blocks.
+SMALL_VALUE_BYTES_MAX = 32 * KIB  # payloads up to here live in the environment for small chunks.
+SPACE_RESERVE_BYTES = 64 * MIB  # kept free on a store's disk: deleting needs room too.
+KV_READERS_MAX = 4096  # read transactions open at once in one environment; 64 B each.
+KV_SPARE_TRANSACTIONS = 16  # ended read transactions that LMDB keeps for reuse.
+KV_SLACK_BYTES = MIB  # allocated behind the last used page, so that deletes work on a full disk.
+
+# A worker's service.
+WRITE_QUEUE_BYTES_MAX = 256 * MIB  # four times DIRTY_BYTES_MAX: only a runaway client meets it.
+WRITE_QUEUE_COUNT_MAX = 4096  # requests waiting for a commit; SLOT_COUNT_MAX of one client.
+LEASES_MAX = 256  # replies sent straight from LMDB's pages at once; more are copied first.
+LEASE_CLOSE_S = 5.0  # a closing store waits so long for replies that still use its pages.
+LIST_COUNT_MAX = 16_384  # image headers in one LIST reply: 1 MiB.

@@ -1,0 +1,187 @@
+"""What is sent between ranks ↔ bytes.  Layout in doc/wire.md; no pickle.
+
+A message is a 64-byte header, its arguments (at most ARGS_BYTES_MAX) and, when it is short, its
+body; a longer body follows as a message of its own on the data tag of the header's slot.
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import IntEnum
+from typing import NamedTuple, TypeVar
+
+import msgspec
+
+from mpifs.core.checksum import Buffer
+from mpifs.core.errors import ProtocolError
+from mpifs.core.limits import (
+    ARGS_BYTES_MAX,
+    BODY_BYTES_MAX,
+    HEADER_BYTES,
+    INLINE_BYTES_MAX,
+    SLOT_COUNT_MAX,
+)
+
+MAGIC = 0x4D46  # "FM" in little-endian bytes
+VERSION = 1
+
+TAG_CONTROL = 1
+TAG_METADATA = 2
+TAG_REPLY_BASE = 1 << 13
+TAG_DATA_BASE = 1 << 14
+assert SLOT_COUNT_MAX <= TAG_REPLY_BASE
+assert TAG_DATA_BASE + SLOT_COUNT_MAX <= 32767  # the smallest MPI_TAG_UB the standard allows
+
+
+class Kind(IntEnum):
+    """Kinds of requests.  Numbers are never reused.  Below 32: control tag; above: metadata tag."""
+
+    HELLO = 1
+    """Control: who are you?  → HelloReply."""
+    SERVE = 2
+    """Control: Serve (which store to open, or make) → ServeReply."""
+    PING = 3
+    """Control: empty → empty; the heartbeat."""
+    STATS = 4
+    """Control: empty → StoreStats."""
+    STOP = 5
+    """Control: commit, close the store, answer, leave the service loop."""
+    PUT = 32
+    """`items` chunk images in the body → empty, once durable."""
+    GET = 33
+    """One chunk key in the arguments → its image in the body."""
+    DELETE = 34
+    """Chunk keys in the arguments → empty, once durable; missing keys are no error."""
+    LIST = 35
+    """ListKeys → image headers in the body, in key order (each with 64 bytes)."""
+
+
+def tag_of(kind: Kind) -> int:
+    """Tag of a request's header message."""
+    return TAG_CONTROL if kind < Kind.PUT else TAG_METADATA
+
+
+BELL_BYTES = 16
+_HEADER = struct.Struct("<HBBiIIQIII16s4xQ")
+assert _HEADER.size == HEADER_BYTES
+
+
+class Header(NamedTuple):
+    """Header of a request or reply.
+
+    `status` is 0 or, in a reply, an errno (then the arguments are a UTF-8 sentence); `epoch`
+    counts the worlds of a job: messages of an older one are ignored; `slot` picks the reply and
+    data tags; `request` is unique in a client, and a reply repeats it; `bell` is where to ring the
+    asker when the reply has been posted; `free` is, in a worker's reply, the bytes its store can
+    still take.
+    """
+
+    kind: int
+    status: int
+    epoch: int
+    slot: int
+    request: int
+    args_bytes: int
+    body_bytes: int
+    items: int
+    bell: bytes
+    free: int
+
+    @property
+    def is_inline(self) -> bool:
+        """Whether the body stands behind the arguments in the same message."""
+        return self.body_bytes <= INLINE_BYTES_MAX
+
+
+def encode_header(header: Header) -> bytes:
+    """64 bytes.  Requires: all fields in their ranges (struct.error otherwise)."""
+    return _HEADER.pack(
+        MAGIC,
+        VERSION,
+        header.kind,
+        header.status,
+        header.epoch,
+        header.slot,
+        header.request,
+        header.args_bytes,
+        header.body_bytes,
+        header.items,
+        header.bell,
+        header.free,
+    )
+
+
+def decode_header(data: Buffer) -> Header:
+    """Reads and checks the first 64 bytes of a header message; any bytes are allowed in.
+
+    Raises ProtocolError: short, wrong magic or version, a slot or size over its limit.
+    """
+    if len(data) < HEADER_BYTES:
+        raise ProtocolError(f"message of {len(data)} bytes is shorter than its header")
+    magic, version, kind, status, epoch, slot, request, args, body, items, bell, free = (
+        _HEADER.unpack_from(data)
+    )
+    if magic != MAGIC or version != VERSION:
+        raise ProtocolError("message with a wrong magic or version: do all ranks run one mpifs?")
+    if slot >= SLOT_COUNT_MAX or args > ARGS_BYTES_MAX or body > BODY_BYTES_MAX:
+        raise ProtocolError("message with a slot or size over its limit")
+    return Header(kind, status, epoch, slot, request, args, body, items, bell, free)
+
+
+MESSAGE_BYTES_MAX = HEADER_BYTES + ARGS_BYTES_MAX + INLINE_BYTES_MAX
+
+
+class HelloReply(msgspec.Struct, frozen=True):
+    """A worker's answer to HELLO: which stores its host has at the volume's path."""
+
+    host: str
+    pid: int
+    stores: list[tuple[int, bytes, bytes]]
+    """(store id, volume UUID, store UUID) of each worker-* folder found, damaged ones left out."""
+
+
+class Serve(msgspec.Struct, frozen=True):
+    """Which store a worker is to open."""
+
+    store: int
+    volume_uuid: bytes
+    store_uuid: bytes
+    chunk_size: int
+    checksum: int
+    create: bool
+    """Make the folder if it is not there (the index knows the store as fresh)."""
+    relaxed: bool = False
+    """`-o sync=relaxed`: commits without waiting for the disk."""
+
+
+class StoreStats(msgspec.Struct, frozen=True):
+    """Figures of a store; `bytes` counts payload bytes of its chunks."""
+
+    store: int
+    chunks: int
+    bytes: int
+    free: int
+
+
+class ListKeys(msgspec.Struct, frozen=True):
+    """Where to go on listing: keys greater than `after` (encoded, b"" = from the start)."""
+
+    after: bytes
+    count: int
+
+
+_Args = TypeVar("_Args")
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode_args(value: msgspec.Struct) -> bytes:
+    """MessagePack of a control message's arguments."""
+    return _encoder.encode(value)
+
+
+def decode_args(data: Buffer, kind: type[_Args]) -> _Args:
+    """Raises ProtocolError if the bytes are not MessagePack of that structure."""
+    try:
+        return msgspec.msgpack.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ProtocolError(f"arguments are no {kind.__name__}: {error}") from None

@@ -1,0 +1,85 @@
+"""Gather: fetches a chunk from one of its stores, verifies it, falls back to another replica.
+
+Never hands out a byte that was not checked against the index's checksum.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable
+
+from mpifs.core import image
+from mpifs.core.checksum import function_of
+from mpifs.core.errors import DamageError
+from mpifs.core.messages import Kind
+from mpifs.core.types import ChecksumKind, ChunkKey, ChunkRef
+from mpifs.transport.client import Client
+
+log = logging.getLogger(__name__)
+
+_ROOM = image.IMAGE_HEADER_BYTES
+
+
+class Gather:
+    """Fetches chunks; any thread may call.  `on_damage(key, store, sentence)` hears of bad ones."""
+
+    def __init__(
+        self,
+        client: Client,
+        rank_of: Callable[[int], int],
+        kind: ChecksumKind,
+        on_damage: Callable[[ChunkKey, int, str], None],
+    ) -> None:
+        self._client = client
+        self._rank_of = rank_of
+        self._sum = function_of(kind)
+        self._on_damage = on_damage
+        self._turn = itertools.count()
+
+    def fetch(self, key: ChunkKey, ref: ChunkRef, into: bytearray) -> memoryview:
+        """The verified payload, a view of `into` behind its first 64 bytes.
+
+        Tries the replicas in turn, starting with another one each time so that they share the
+        load.  Raises DamageError when none of them has the chunk as the index knows it.
+        Requires: len(into) >= 64 + ref.length.
+        """
+        stores = ref.stores
+        if len(stores) > 1:
+            first = next(self._turn) % len(stores)
+            stores = stores[first:] + stores[:first]
+        sentences = []
+        for store in stores:
+            try:
+                return self._fetch_from(store, key, ref, into)
+            except OSError as error:
+                sentence = str(error)
+                sentences.append(sentence)
+                self._on_damage(key, store, sentence)
+        raise DamageError(
+            f"chunk {key.chunk} of inode {key.inode} cannot be read: " + "; ".join(sentences)
+        )
+
+    def _fetch_from(
+        self, store: int, key: ChunkKey, ref: ChunkRef, into: bytearray
+    ) -> memoryview:
+        size = _ROOM + ref.length
+        reply = self._client.call(
+            self._rank_of(store),
+            Kind.GET,
+            args=image.encode_key(key),
+            into=memoryview(into)[:size],
+        )
+        body = reply.body
+        if len(body) != size:
+            raise DamageError(f"store {store} sent {len(body)} bytes instead of {size}")
+        header = image.decode_header(body)
+        if header.key != key or header.length != ref.length:
+            raise DamageError(f"store {store} holds another chunk in its place ({header.key})")
+        payload = body[_ROOM:]
+        if header.checksum != ref.checksum or self._sum(payload) != ref.checksum:
+            raise DamageError(f"store {store} holds other bytes: checksum is wrong")
+        if body.obj is into:
+            return payload
+        into[:size] = body
+        return memoryview(into)[_ROOM:size]

@@ -1,0 +1,61 @@
+"""Reclaim: deletes superseded generations from their stores, in batches."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+from mpifs.core import image
+from mpifs.core.limits import BATCH_COUNT_MAX
+from mpifs.core.messages import Kind
+from mpifs.core.types import ChunkKey
+from mpifs.transport.client import Client, Pending
+
+log = logging.getLogger(__name__)
+
+
+class Reclaim:
+    """Deletes chunks.  Deleting what is not there is no error, so a repetition is harmless."""
+
+    def __init__(self, client: Client, rank_of: Callable[[int], int]) -> None:
+        self._client = client
+        self._rank_of = rank_of
+
+    def delete(
+        self, garbage: Sequence[tuple[ChunkKey, tuple[int, ...]]]
+    ) -> tuple[list[ChunkKey], dict[int, int]]:
+        """Deletes from all stores named; returns the keys that are gone everywhere, and the free
+        bytes that each store answered.  A store that fails keeps its keys for the next call.
+
+        Requires: garbage is durable in the index (no durable ref names these keys).
+        """
+        by_store: dict[int, list[ChunkKey]] = defaultdict(list)
+        for key, stores in garbage:
+            for store in stores:
+                by_store[store].append(key)
+        under_way: list[tuple[int, list[ChunkKey], Pending]] = []
+        kept: set[ChunkKey] = set()
+        free: dict[int, int] = {}
+        for store, keys in by_store.items():
+            for first in range(0, len(keys), BATCH_COUNT_MAX):
+                part = keys[first : first + BATCH_COUNT_MAX]
+                try:
+                    pending = self._client.start(
+                        self._rank_of(store),
+                        Kind.DELETE,
+                        args=image.encode_keys(part),
+                        items=len(part),
+                    )
+                except OSError as error:
+                    log.warning("garbage stays on store %d for now: %s", store, error)
+                    kept.update(part)
+                    continue
+                under_way.append((store, part, pending))
+        for store, part, pending in under_way:
+            try:
+                free[store] = pending.wait().header.free
+            except OSError as error:
+                log.warning("garbage stays on store %d for now: %s", store, error)
+                kept.update(part)
+        return [key for key, _ in garbage if key not in kept], free

@@ -1,0 +1,198 @@
+"""Scatter: sums chunk payloads and sends them to their stores, all replicas at once.
+
+One thread owns everything under way: it takes submitted chunks from a queue, packs small ones for
+the same store into one PUT, starts the sends, and calls `done` of each chunk when all its
+replicas are durable or one has failed.  Invariant: between `submit` and `done` the buffer of a
+chunk must not change; the scatter thread alone writes its header room.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from mpifs.core import image
+from mpifs.core.buffers import BufferPool
+from mpifs.core.checksum import function_of
+from mpifs.core.limits import (
+    BATCH_BYTES_MAX,
+    BATCH_COUNT_MAX,
+    BELL_TIMEOUT_S,
+    INFLIGHT_CHUNKS_MAX,
+    REQUEST_TIMEOUT_S,
+    SMALL_VALUE_BYTES_MAX,
+)
+from mpifs.core.messages import Kind
+from mpifs.core.types import ChecksumKind, ChunkKey
+from mpifs.transport.client import Client, Pending
+from mpifs.transport.endpoint import Endpoint
+
+log = logging.getLogger(__name__)
+
+_ROOM = image.IMAGE_HEADER_BYTES
+
+
+@dataclass(slots=True, eq=False)
+class Outgoing:
+    """A chunk on its way: payload at `buffer[64 : 64 + length]`, header room before it."""
+
+    key: ChunkKey
+    buffer: bytearray
+    length: int
+    stores: tuple[int, ...]
+    done: Callable[[Outgoing, OSError | None], None]
+    checksum: bytes = b""
+    waiting: int = 0
+    error: OSError | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Batch:
+    """Small chunks for one store, packed into one body."""
+
+    body: bytearray
+    size: int = 0
+    items: list[Outgoing] = field(default_factory=list)
+
+
+class Scatter:
+    """Sends chunks.  `submit` may be called from any thread; `done` runs on the scatter thread.
+
+    `free` maps a store to the bytes it said it can still take in its last answer.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        client: Client,
+        rank_of: Callable[[int], int],
+        kind: ChecksumKind,
+        free: Mapping[int, int],
+    ) -> None:
+        self.free: dict[int, int] = dict(free)
+        self._endpoint = endpoint
+        self._client = client
+        self._rank_of = rank_of
+        self._kind = kind
+        self._sum = function_of(kind)
+        self._queue: deque[Outgoing] = deque()
+        self._under_way: list[tuple[Pending, int, list[Outgoing], bytearray | None]] = []
+        self._bodies = BufferPool(0, BATCH_BYTES_MAX * 4)
+        self._address = b""
+        self._is_ready = threading.Event()
+        self._is_closing = False
+        self._thread = threading.Thread(target=self._run, name="scatter", daemon=True)
+        self._thread.start()
+        self._is_ready.wait(REQUEST_TIMEOUT_S)
+
+    def submit(self, item: Outgoing) -> None:
+        """Queues a chunk; its buffer is the scatter thread's until `done` was called."""
+        self._queue.append(item)
+        self._endpoint.ring(self._endpoint.rank, self._address)
+
+    def submit_many(self, items: list[Outgoing]) -> None:
+        """As `submit`, with one wake-up: small chunks of one call travel in few messages."""
+        self._queue.extend(items)
+        self._endpoint.ring(self._endpoint.rank, self._address)
+
+    def close(self) -> None:
+        """Ends the thread once everything submitted is done."""
+        self._is_closing = True
+        self._endpoint.ring(self._endpoint.rank, self._address)
+        self._thread.join(REQUEST_TIMEOUT_S)
+
+    def _run(self) -> None:
+        bell = self._endpoint.bell()
+        self._address = bell.address
+        self._is_ready.set()
+        while True:
+            moved = self._start_queued()
+            moved = self._reap() or moved
+            if moved:
+                continue
+            if not self._under_way and not self._queue and self._is_closing:
+                return
+            bell.wait(0.0005 if self._under_way else BELL_TIMEOUT_S * 10)
+
+    def _start_queued(self) -> bool:
+        if not self._queue or len(self._under_way) >= INFLIGHT_CHUNKS_MAX:
+            return False
+        batches: dict[int, _Batch] = {}
+        while self._queue and len(self._under_way) < INFLIGHT_CHUNKS_MAX:
+            item = self._queue.popleft()
+            item.checksum = self._sum(memoryview(item.buffer)[_ROOM : _ROOM + item.length])
+            image.encode_header_into(
+                item.buffer, 0, self._kind, item.key, item.length, item.checksum
+            )
+            item.waiting = len(item.stores)
+            for store in item.stores:
+                if item.length > SMALL_VALUE_BYTES_MAX:
+                    body = memoryview(item.buffer)[: _ROOM + item.length]
+                    self._start(store, body, [item], None)
+                else:
+                    self._pack(batches, store, item)
+        for store, batch in batches.items():
+            self._start_batch(store, batch)
+        return True
+
+    def _pack(self, batches: dict[int, _Batch], store: int, item: Outgoing) -> None:
+        size = image.padded(_ROOM + item.length)
+        batch = batches.get(store)
+        if batch and (
+            batch.size + size > BATCH_BYTES_MAX or len(batch.items) >= BATCH_COUNT_MAX
+        ):
+            self._start_batch(store, batch)
+            batch = None
+        if batch is None:
+            batch = batches[store] = _Batch(self._bodies.take(BATCH_BYTES_MAX))
+        end = batch.size + _ROOM + item.length
+        batch.body[batch.size : end] = memoryview(item.buffer)[: _ROOM + item.length]
+        batch.size += size
+        batch.body[end : batch.size] = bytes(batch.size - end)
+        batch.items.append(item)
+
+    def _start_batch(self, store: int, batch: _Batch) -> None:
+        self._start(store, memoryview(batch.body)[: batch.size], batch.items, batch.body)
+
+    def _start(
+        self, store: int, body: memoryview, items: list[Outgoing], owned: bytearray | None
+    ) -> None:
+        try:
+            pending = self._client.start(
+                self._rank_of(store), Kind.PUT, body=body, items=len(items)
+            )
+        except OSError as error:
+            self._finish(store, items, error)
+            return
+        self._under_way.append((pending, store, items, owned))
+
+    def _reap(self) -> bool:
+        finished = [entry for entry in self._under_way if entry[0].poll()]
+        if not finished:
+            return False
+        self._under_way = [entry for entry in self._under_way if entry not in finished]
+        for pending, store, items, owned in finished:
+            error: OSError | None = None
+            try:
+                self.free[store] = pending.wait().header.free
+            except OSError as failure:
+                error = failure
+            if owned is not None:
+                self._bodies.give(owned)
+            self._finish(store, items, error)
+        return True
+
+    def _finish(self, store: int, items: list[Outgoing], error: OSError | None) -> None:
+        for item in items:
+            if error is not None:
+                item.error = error
+                log.error("chunk %s could not be stored on store %d: %s", item.key, store, error)
+            item.waiting -= 1
+            if item.waiting == 0:
+                try:
+                    item.done(item, item.error)
+                except OSError as failure:
+                    log.error("after storing chunk %s: %s", item.key, failure)

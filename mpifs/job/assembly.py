@@ -1,0 +1,84 @@
+"""Puts a Vfs together from its rooms: the one place that picks the concrete classes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from mpifs.core.limits import (
+    CACHE_BYTES_MAX,
+    COMMIT_INTERVAL_S,
+    DIRTY_BYTES_MAX,
+    READAHEAD_CHUNKS_MAX,
+)
+from mpifs.core.types import ChunkKey
+from mpifs.data.gather import Gather
+from mpifs.data.reclaim import Reclaim
+from mpifs.data.scatter import Scatter
+from mpifs.index.facade import Index
+from mpifs.transport.client import Client
+from mpifs.transport.endpoint import Endpoint
+from mpifs.vfs.cache import ChunkCache
+from mpifs.vfs.committer import Committer
+from mpifs.vfs.facade import Vfs
+from mpifs.vfs.reader import Reader
+from mpifs.vfs.writeback import WriteBack
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class VfsOptions:
+    """What a mount may set of the data path; bytes and seconds."""
+
+    commit_interval_s: float = COMMIT_INTERVAL_S
+    dirty_bytes_max: int = DIRTY_BYTES_MAX
+    cache_bytes_max: int = CACHE_BYTES_MAX
+    noatime: bool = False
+
+
+def build_vfs(
+    index: Index,
+    endpoint: Endpoint,
+    client: Client,
+    rank_of: Callable[[int], int],
+    free: Mapping[int, int],
+    options: VfsOptions,
+) -> Vfs:
+    """A Vfs over stores that are being served.
+
+    `rank_of` maps a store id to the rank that serves it; `free` maps store ids to free bytes.
+    The caller closes the Vfs, then the index.
+    """
+    kind = index.geometry.checksum
+
+    def on_damage(key: ChunkKey, store: int, sentence: str) -> None:
+        path = index.path_of(key.inode).decode(errors="backslashreplace")
+        log.error(
+            "%s: chunk %d (generation %d) on worker %d: %s",
+            path,
+            key.chunk,
+            key.generation,
+            store,
+            sentence,
+        )
+
+    scatter = Scatter(endpoint, client, rank_of, kind, free)
+    gather = Gather(client, rank_of, kind, on_damage)
+    cache = ChunkCache(gather.fetch, options.cache_bytes_max)
+    reader = Reader(index, cache, READAHEAD_CHUNKS_MAX)
+    committer = Committer(
+        index, Reclaim(client, rank_of), options.commit_interval_s, scatter.free.update
+    )
+    stores = [entry.store for entry in index.stores()]
+    writeback = WriteBack(
+        index,
+        scatter,
+        reader,
+        lambda: stores,
+        options.dirty_bytes_max,
+        committer.kick,
+        committer.make_room,
+    )
+    return Vfs(index, scatter, reader, writeback, committer, noatime=options.noatime)

@@ -1,0 +1,56 @@
+"""What a job is asked to do: made by `mpifs mount`, read by the supervisor and by rank 0.
+
+Stored as run/config.json.  Workers need nothing of it: they learn all from rank 0, because on
+another host the file is not there.  Standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+
+from mpifs.core.errors import StartError
+from mpifs.job.folder import VolumeFolder
+
+
+@dataclass(frozen=True, slots=True)
+class JobConfig:
+    """One job.  Paths are absolute; bytes that are no UTF-8 stand as surrogates."""
+
+    job: str
+    volume: str
+    mountpoint: str
+    """"" = no mount (`put`, `ls` and the like on an unmounted volume)."""
+    workers: int
+    options: list[str] = field(default_factory=list)
+    """What -o gave, cut at the commas."""
+    hosts: list[str] = field(default_factory=list)
+    """Host of each worker; empty = all on this one."""
+    launch_agent: str = ""
+    mpi: str = ""
+    scratch: str = ""
+    """TMPDIR of the job, made for it and removed with it."""
+
+    @property
+    def folder(self) -> VolumeFolder:
+        """The volume's folder."""
+        return VolumeFolder(self.volume)
+
+
+def write(config: JobConfig) -> None:
+    """Stores it in the volume's run folder."""
+    path = config.folder.config
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    with open(os.open(path + ".new", flags, 0o600), "w", encoding="utf-8") as file:
+        json.dump(asdict(config), file)
+    os.replace(path + ".new", path)
+
+
+def read(folder: VolumeFolder) -> JobConfig:
+    """Raises StartError when it is missing or no configuration of this mpifs."""
+    try:
+        with open(folder.config, encoding="utf-8") as file:
+            return JobConfig(**json.load(file))
+    except (OSError, ValueError, TypeError) as error:
+        raise StartError(f"{folder.config} cannot be read ({error}); mount again") from None

@@ -1,0 +1,259 @@
+"""Starts a volume's job and waits until it serves; the other half of supervise.py.
+
+Whatever goes wrong before the volume is served - a reason of the ranks, the deadline, Ctrl-C or
+SIGTERM - nothing of the job is left: no process, no mount, no session file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+
+from mpifs.core.errors import InUseError, StartError
+from mpifs.core.limits import START_TIMEOUT_S
+from mpifs.job import config as job_config
+from mpifs.job import leftovers, processes, stop, supervise
+from mpifs.job import state as job_state
+from mpifs.job.config import JobConfig
+from mpifs.job.folder import VolumeFolder
+from mpifs.job.mounts import mount_at
+
+SUPERVISOR_PROGRAM = ["-m", "mpifs.job.supervise"]
+POLL_S = 0.02
+END_TIMEOUT_S = supervise.EXIT_GRACE_S + 10.0  # an interrupted start: to the supervisor's end.
+_STAT_TIMEOUT_S = 5.0
+
+
+class InterruptedStartError(StartError):
+    """The user ended the start (Ctrl-C or SIGTERM); everything has been cleared away."""
+
+
+@contextlib.contextmanager
+def hold(folder: VolumeFolder) -> Iterator[int]:
+    """Takes the volume for a new job, after what a dead one left was cleared away.
+
+    Raises InUseError naming mount point and process when it is served.
+    """
+    lock = job_state.lock_volume(folder)
+    state = job_state.read(folder)
+    if lock is None or job_state.process(state, "rank0") is not None:
+        if lock is not None:
+            os.close(lock)
+        raise in_use(folder, state)
+    try:
+        if state.get("job"):
+            for reason in leftovers.clean(folder):
+                job_state.log_line(folder, reason)
+            if state.get("state") in job_state.LIVE:
+                reason = "the job ended without a word; cleared by the next command"
+                job_state.change(folder, state["job"], job_state.CRASHED, reason)
+        yield lock
+    finally:
+        os.close(lock)
+
+
+def in_use(folder: VolumeFolder, state: job_state.State) -> InUseError:
+    """The sentence for a volume that is served already."""
+    process = job_state.process(state, "rank0") or job_state.process(state, "supervisor")
+    who = f"process {process.pid}" if process else "another command"
+    mountpoint = state.get("mountpoint")
+    if mountpoint:
+        return InUseError(
+            f"{folder.path} is in use: mounted at {mountpoint} by {who}; "
+            f"unmount it with: mpifs umount {mountpoint}"
+        )
+    return InUseError(f"{folder.path} is in use by {who}; try again when that has ended")
+
+
+def prepare(config: JobConfig) -> JobConfig:
+    """Gives a configuration its job id and session folder and records the new job.
+
+    Requires: the caller holds the volume.
+    """
+    fields = {name: getattr(config, name) for name in JobConfig.__dataclass_fields__}
+    fields |= {"job": uuid.uuid4().hex, "scratch": leftovers.make_scratch()}
+    ready = JobConfig(**fields)
+    supervise.rotate_log(ready.folder)
+    job_config.write(ready)
+    job_state.begin(ready.folder, ready.job, ready.mountpoint, ready.scratch)
+    return ready
+
+
+def start(config: JobConfig) -> None:
+    """Starts the job in the background; returns when it serves and, if asked to, the mount answers.
+
+    Raises InUseError, StartError with the ranks' reason, InterruptedStartError.
+    """
+    with hold(config.folder) as lock, _term_as_interrupt():
+        ready = prepare(config)
+        log_start = os.path.getsize(ready.folder.log)
+        supervisor = _spawn(ready, lock)
+        try:
+            _await(ready, supervisor, log_start)
+        except BaseException as error:
+            _end(ready, supervisor)
+            if isinstance(error, KeyboardInterrupt):
+                raise InterruptedStartError("interrupted; everything was stopped") from None
+            raise
+
+
+def run_foreground(config: JobConfig) -> int:
+    """The same with the supervisor in this process; returns the exit code when all has ended."""
+    with hold(config.folder):
+        ready = prepare(config)
+        log_start = os.path.getsize(ready.folder.log)
+        code = supervise.Supervisor(ready).run()
+        state = job_state.read(ready.folder)
+        if state.get("state") == job_state.FAILED:
+            raise StartError(_reason(ready.folder, state, log_start))
+        if state.get("state") == job_state.CRASHED:
+            raise StartError(str(state.get("reason")))
+        return code
+
+
+def _spawn(config: JobConfig, lock: int) -> subprocess.Popen[bytes]:
+    with open(config.folder.log, "ab") as log:
+        return subprocess.Popen(
+            [sys.executable, *SUPERVISOR_PROGRAM, config.volume, str(lock)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd="/",
+            pass_fds=(lock,),
+            start_new_session=True,
+            env={**os.environ, processes.JOB_VARIABLE: config.job},
+        )
+
+
+def _await(config: JobConfig, supervisor: subprocess.Popen[bytes], log_start: int) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while True:
+        has_exited = supervisor.poll() is not None
+        state = job_state.read(config.folder)
+        name = state.get("state")
+        if name == job_state.READY:
+            if config.mountpoint:
+                _await_mount(config, deadline)
+            return
+        if has_exited or name in job_state.ENDED:
+            raise StartError(_reason(config.folder, state, log_start))
+        if time.monotonic() > deadline:
+            reason = f"not ready within {START_TIMEOUT_S:g} s"
+            last = last_words(config.folder, log_start)
+            raise StartError(f"{reason}: {last or 'the log says more'} ({config.folder.log})")
+        time.sleep(POLL_S)
+
+
+def _reason(folder: VolumeFolder, state: job_state.State, log_start: int) -> str:
+    reason = str(state.get("reason") or "")
+    words = last_words(folder, log_start)
+    if words and (not reason or reason.endswith("the log says more")):
+        reason = words
+    return f"{reason or 'the ranks did not start'} (log: {folder.log})"
+
+
+def last_words(folder: VolumeFolder, start: int) -> str:
+    """The line of the log since `start` that most likely says what went wrong."""
+    try:
+        with open(folder.log, "rb") as file:
+            file.seek(start)
+            text = file.read(1 << 20).decode("utf-8", "replace")
+    except OSError:
+        return ""
+    lines = [line.strip() for line in text.splitlines()]
+    lines = [line for line in lines if line and set(line) - set("-=*") and " launcher: " not in line]
+    for line in lines:  # the first error of a rank causes the others.
+        if line.startswith("mpifs: "):
+            return line.removeprefix("mpifs: ")
+    errors = [line for line in lines if "rror" in line]
+    return (errors or lines or [""])[-1]
+
+
+def _await_mount(config: JobConfig, deadline: float) -> None:
+    """Waits until the kernel shows our mount and it answers a stat.
+
+    The stat runs in a thread: were the mount to hang, this process could not even be killed.
+    """
+    answered = threading.Event()
+
+    def ask() -> None:
+        parent = os.stat(os.path.dirname(config.mountpoint)).st_dev
+        while not answered.is_set():
+            with contextlib.suppress(OSError):
+                mount = mount_at(config.mountpoint)
+                is_ours = mount is not None and mount.is_ours
+                if is_ours and os.stat(config.mountpoint).st_dev != parent:
+                    answered.set()
+            time.sleep(POLL_S)
+
+    threading.Thread(target=ask, daemon=True).start()
+    limit_s = max(_STAT_TIMEOUT_S, deadline - time.monotonic())
+    if not answered.wait(limit_s):
+        answered.set()
+        raise StartError(f"the mount does not answer; its log: {config.folder.log}")
+
+
+def _end(config: JobConfig, supervisor: subprocess.Popen[bytes]) -> None:
+    """Ends a job that did not start: the supervisor does it, and if it cannot, we do."""
+    with _without_interrupts():
+        if supervisor.poll() is None:
+            supervisor.send_signal(signal.SIGTERM)
+            try:
+                supervisor.wait(END_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                supervisor.kill()
+                supervisor.wait()
+        leftovers.clean(config.folder)
+
+
+@contextlib.contextmanager
+def _term_as_interrupt() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the start as Ctrl-C does."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [(number, signal.signal(number, interrupt)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    before = signal.pthread_sigmask(
+        signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    )
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def serving(folder: VolumeFolder, config: JobConfig) -> Iterator[VolumeFolder]:
+    """A volume that answers at its control socket: the running job's, or one made for this.
+
+    `config` is used (without a mount) when nobody serves the volume; that job ends with the block.
+    Raises as start().
+    """
+    state = job_state.read(folder)
+    if state.get("state") == job_state.READY and job_state.process(state, "rank0") is not None:
+        yield folder
+        return
+    start(config)
+    try:
+        yield folder
+    finally:
+        with _without_interrupts():
+            stop.end(folder)

@@ -1,0 +1,60 @@
+"""What TERM, INT and HUP do to a rank: a clean stop, also when the launcher means to kill it.
+
+Open MPI's mpiexec (and its prted on other hosts) answers SIGTERM and SIGINT by SIGTERM to every
+rank and SIGKILL 0.25 s later, hard-coded: no time for a flush.  So a rank that serves answers its
+launcher's SIGTERM by stopping the launcher itself (SIGSTOP), ends cleanly, and lets it go on
+(SIGCONT).  The signals are blocked in every thread and taken by one thread, because the main
+thread may be in C code for long and a Python handler would wait for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class SignalGate:
+    """Takes the signals of this process from its making on.
+
+    Until arm() they end the process at once, as by default.  `_stop` and `_held` are guarded by
+    `_lock`.  Requires: made in the main thread before any other thread is.
+    """
+
+    def __init__(self) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        self._lock = threading.Lock()
+        self._stop: Callable[[], None] | None = None
+        self._held = 0
+        self._launcher = os.getppid() if "OMPI_COMM_WORLD_SIZE" in os.environ else 0
+        threading.Thread(target=self._run, name="signals", daemon=True).start()
+
+    def arm(self, stop: Callable[[], None]) -> None:
+        """From now on a signal calls `stop` (quick, may be called again) in the gate's thread."""
+        with self._lock:
+            self._stop = stop
+
+    def release(self) -> None:
+        """Lets the launcher go on if it was stopped.  May be repeated."""
+        with self._lock:
+            held, self._held = self._held, 0
+        if held and os.getppid() == held:
+            with contextlib.suppress(OSError):
+                os.kill(held, signal.SIGCONT)
+
+    def _run(self) -> None:
+        while True:
+            info = signal.sigwaitinfo(SIGNALS)
+            with self._lock:
+                stop = self._stop
+                if stop is None:
+                    os._exit(128 + info.si_signo)
+                if info.si_pid == self._launcher == os.getppid() and self._launcher > 1:
+                    with contextlib.suppress(OSError):
+                        os.kill(self._launcher, signal.SIGSTOP)
+                        self._held = self._launcher
+            stop()

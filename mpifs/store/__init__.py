@@ -1,0 +1,1 @@
+"""A worker's chunk store and its service (message → call → reply)."""

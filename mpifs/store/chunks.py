@@ -1,0 +1,339 @@
+"""A worker's chunk store: chunk images in two LMDB environments, and their counters.
+
+Payloads up to SMALL_VALUE_BYTES_MAX live in `small/`, others in `large/` with their images padded
+to a power of two plus 64 bytes: many small holes in the free list would make each large put ten
+times slower (0.32 → 5.9 ms).  Databases of each: `chunks` (key → image), `headers` (key → the
+image's header, because py-lmdb reads all pages of a value that a cursor stands on, and a listing
+must not read the store), `meta` (the counters).  Layout in doc/format.md, section 3.
+
+Invariants: a key is in `chunks` exactly when it is in `headers` of the same environment, and in
+one environment only; the counters tell the chunks and payload bytes of `headers`.  A stored chunk
+never changes: the same image again is fine, another one under its key is refused.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from heapq import merge
+from itertools import islice
+from typing import NamedTuple, cast
+
+from mpifs.core.checksum import function_of
+from mpifs.core.errors import (
+    ChunkMissingError,
+    DamageError,
+    FormatError,
+    FullError,
+    MpifsError,
+    PosixError,
+)
+from mpifs.core.image import (
+    IMAGE_HEADER_BYTES,
+    ImageHeader,
+    decode_header,
+    decode_key,
+    encode_header_into,
+    encode_key,
+)
+from mpifs.core.limits import LEASE_CLOSE_S, SMALL_VALUE_BYTES_MAX, SPACE_RESERVE_BYTES
+from mpifs.core.messages import StoreStats
+from mpifs.core.superblock import Role, Superblock
+from mpifs.core.types import ChecksumKind, ChunkKey
+from mpifs.kv import ReadTransaction
+from mpifs.store.folder import (
+    check_identity,
+    lock_folder,
+    make_folder,
+    read_superblock,
+    write_superblock,
+)
+from mpifs.store.side import Side, SideChange
+
+__all__ = ["Change", "ChunkStore", "Image", "Lease", "stored_bytes"]
+
+DAMAGED_KIND = cast(ChecksumKind, 0)
+"""Checksum kind in a listed header whose stored header cannot be read."""
+
+
+class Image(NamedTuple):
+    """A chunk to store.  `data` is header and payload, and may go on with padding zeros up to
+    `stored_bytes`: then it is stored without a copy."""
+
+    header: ImageHeader
+    data: memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What one request asks for: chunks to store, then keys to delete."""
+
+    puts: Sequence[Image] = ()
+    deletes: Sequence[ChunkKey] = ()
+
+
+def stored_bytes(length: int) -> int:
+    """Size of the stored value of a chunk with `length` payload bytes."""
+    if length <= SMALL_VALUE_BYTES_MAX:
+        return IMAGE_HEADER_BYTES + length
+    return IMAGE_HEADER_BYTES + (1 << (length - 1).bit_length())
+
+
+class Lease:
+    """A chunk image in LMDB's own pages, valid until `close` (any thread, may be repeated)."""
+
+    __slots__ = ("_transaction", "header", "image")
+
+    def __init__(self, header: ImageHeader, image: memoryview, transaction: ReadTransaction):
+        self.header = header
+        self.image = image
+        self._transaction = transaction
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Gives the pages back; `image` must not be read any more."""
+        self._transaction.close()
+
+
+class ChunkStore:
+    """An open store.  Reading is for all threads; `apply`, `put_many` and `delete_many` for one."""
+
+    def __init__(self, folder: str, store: int, lock: int, small: Side, large: Side) -> None:
+        self.folder = folder
+        self.store = store
+        self._lock = lock
+        self._small = small
+        self._large = large
+
+    @classmethod
+    def open(
+        cls,
+        folder: str,
+        *,
+        volume_uuid: bytes,
+        store_uuid: bytes,
+        store: int,
+        chunk_size: int,
+        checksum: ChecksumKind,
+        create: bool,
+        relaxed: bool = False,
+    ) -> ChunkStore:
+        """Opens the store in `folder`; with `create` makes it if there is none.
+
+        Raises FormatError (missing, damaged, or not the store that is meant), InUseError,
+        FullError.
+        """
+        if create:
+            make_folder(folder)
+        elif not os.path.isdir(folder):
+            raise FormatError(f"{folder} is missing; is its disk mounted?")
+        block = Superblock(
+            Role.STORE, volume_uuid, store_uuid, store, chunk_size, 1, checksum, int(time.time())
+        )
+        with ExitStack() as undo:
+            lock = lock_folder(folder)
+            undo.callback(os.close, lock)
+            found = read_superblock(folder)
+            if found is not None:
+                check_identity(
+                    folder,
+                    found,
+                    volume_uuid=volume_uuid,
+                    store_uuid=store_uuid,
+                    store=store,
+                    chunk_size=chunk_size,
+                    checksum=checksum,
+                )
+            elif not create:
+                raise FormatError(f"{folder} has no superblock; is it the folder of a store?")
+            sides = []
+            for name in ("small", "large"):
+                side = Side(os.path.join(folder, name), create=found is None, relaxed=relaxed)
+                undo.callback(side.close)
+                sides.append(side)
+            if found is None:
+                if any(side.counters.chunks for side in sides):
+                    raise FormatError(f"{folder} has chunks but no superblock; run mpifs fsck")
+                write_superblock(folder, block)
+            undo.pop_all()
+            return cls(folder, store, lock, *sides)
+
+    def put_many(self, images: Sequence[Image]) -> None:
+        """Stores chunks durably; may be repeated.
+
+        Raises FullError, DamageError, or EEXIST if another intact chunk has the key; then none
+        of an environment's chunks is stored (the other environment's may be).
+        """
+        self.apply([Change(puts=images)])
+
+    def delete_many(self, keys: Sequence[ChunkKey]) -> None:
+        """Removes chunks durably; missing ones are no error.
+
+        On a full disk the transactions are made smaller, because each needs pages first.
+        """
+        try:
+            self.apply([Change(deletes=keys)])
+        except FullError:
+            if len(keys) < 2:
+                raise
+            middle = len(keys) // 2
+            self.delete_many(keys[:middle])
+            self.delete_many(keys[middle:])
+
+    def apply(self, changes: Sequence[Change]) -> None:
+        """Makes several changes in one transaction per environment; durable on return.
+
+        Failures as `put_many`; the caller repeats the changes singly to tell whose it is.
+        """
+        self._make_room(changes)
+        with ExitStack() as stack:
+            small = stack.enter_context(self._small.change())
+            large = stack.enter_context(self._large.change())
+            for change in changes:
+                for image in change.puts:
+                    self._put(image, small, large)
+                for key in change.deletes:
+                    stored = encode_key(key)
+                    if not large.delete(stored):
+                        small.delete(stored)
+
+    def _make_room(self, changes: Sequence[Change]) -> None:
+        """Refuses what does not fit before LMDB meets the full disk; deletes always pass."""
+        images = [image for change in changes for image in change.puts]
+        for side, is_small in ((self._small, True), (self._large, False)):
+            sizes = [
+                stored_bytes(image.header.length)
+                for image in images
+                if is_small is (image.header.length <= SMALL_VALUE_BYTES_MAX)
+            ]
+            needed = sum(sizes)
+            if sizes and needed + self._reserve_bytes() > side.environment.free_bytes():
+                raise FullError(f"store {self.store} ({self.folder}) is full")
+            side.make_room(needed, len(sizes))
+
+    def _reserve_bytes(self) -> int:
+        """What is kept free: SPACE_RESERVE_BYTES, less on a tiny disk."""
+        stat = os.statvfs(self.folder)
+        return min(SPACE_RESERVE_BYTES, stat.f_blocks * stat.f_frsize // 16)
+
+    def _put(self, image: Image, small: SideChange, large: SideChange) -> None:
+        header = image.header
+        is_small = header.length <= SMALL_VALUE_BYTES_MAX
+        side, other = (small, large) if is_small else (large, small)
+        key = encode_key(header.key)
+        size = stored_bytes(header.length)
+        data = image.data
+        if len(data) != size:
+            exact = data[: IMAGE_HEADER_BYTES + header.length]
+            data = exact if len(exact) == size else memoryview(bytes(exact).ljust(size, b"\0"))
+        for old_side in (side, other):
+            if not old_side.has(key):
+                continue
+            old = old_side.image(key)
+            if old is not None and is_intact(old, header.key):
+                if old[:IMAGE_HEADER_BYTES] == data[:IMAGE_HEADER_BYTES]:
+                    return
+                raise PosixError(errno.EEXIST, f"store {self.store} holds another {header.key}")
+            old_side.delete(key)
+        side.put(key, data, header.length)
+
+    def get(self, key: ChunkKey) -> Lease:
+        """The image of a chunk; close the lease soon.  The payload is not verified here.
+
+        Raises ChunkMissingError; DamageError if the header is wrong.
+        """
+        stored = encode_key(key)
+        for side in (self._large, self._small):
+            transaction = side.environment.read()
+            try:
+                value = transaction.get("chunks", stored)
+                if value is not None:
+                    header = decode_header(value)
+                    end = IMAGE_HEADER_BYTES + header.length
+                    if header.key != key or end > len(value):
+                        raise DamageError("chunk image header is another one's")
+                    return Lease(header, value[:end], transaction)
+            except MpifsError as error:
+                transaction.close()
+                raise DamageError(f"store {self.store}, {key}: {error}") from error
+            transaction.close()
+        raise ChunkMissingError(f"store {self.store} has no {key}")
+
+    def headers(self, after: bytes, count: int) -> list[bytes]:
+        """Image headers of up to `count` chunks with keys greater than `after`, in key order.
+
+        A header that cannot be read is given as one with the chunk's key, no length and checksum
+        kind DAMAGED_KIND.
+        """
+        start = after + b"\0" if after else b""
+        with self._small.environment.read() as small, self._large.environment.read() as large:
+            rows = merge(_rows(small, start), _rows(large, start))
+            return [_listed(key, header) for key, header in islice(rows, count)]
+
+    def stats(self) -> StoreStats:
+        """Figures of the store; costs the same whatever it holds."""
+        small, large = self._small.counters, self._large.counters
+        return StoreStats(
+            self.store,
+            small.chunks + large.chunks,
+            small.payload_bytes + large.payload_bytes,
+            self.free_bytes(),
+        )
+
+    def free_bytes(self) -> int:
+        """How many bytes of large chunks the store can still take."""
+        spare = self._small.environment.reusable_bytes()
+        return max(0, self._large.environment.free_bytes() + spare - self._reserve_bytes())
+
+    def close(self) -> None:
+        """Closes the environments and gives the folder back.
+
+        Leases that stay open for LEASE_CLOSE_S keep their pages mapped until the process ends.
+        """
+        deadline = time.monotonic() + LEASE_CLOSE_S
+        for side in (self._small, self._large):
+            while side.environment.readers() and time.monotonic() < deadline:
+                time.sleep(0.005)
+            side.close()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+
+def is_intact(value: memoryview, key: ChunkKey) -> bool:
+    """Whether a stored value is that chunk's whole image with the payload its header sums."""
+    try:
+        header = decode_header(value)
+        kind = ChecksumKind(header.checksum_kind)
+    except (DamageError, ValueError):
+        return False
+    end = IMAGE_HEADER_BYTES + header.length
+    payload = value[IMAGE_HEADER_BYTES:end]
+    return header.key == key and end <= len(value) and function_of(kind)(payload) == header.checksum
+
+
+def _rows(transaction: ReadTransaction, start: bytes) -> Iterator[tuple[bytes, bytes]]:
+    for key, header in transaction.scan("headers", start):
+        yield bytes(key), bytes(header)
+
+
+def _listed(key: bytes, header: bytes) -> bytes:
+    """The header as it is stored, or the sign that it is damaged."""
+    name = decode_key(key)
+    try:
+        if decode_header(header).key == name and len(header) == IMAGE_HEADER_BYTES:
+            return header
+    except DamageError:
+        pass
+    sign = bytearray(IMAGE_HEADER_BYTES)
+    encode_header_into(sign, 0, DAMAGED_KIND, name, 0, bytes(16))
+    return bytes(sign)

@@ -1,0 +1,1 @@
+"""POSIX semantics over index and data; knows no FUSE."""

@@ -1,0 +1,128 @@
+"""Clean chunks in memory, for readahead and reads smaller than a chunk; the kernel caches pages.
+
+Keyed by (inode, chunk, generation), so an entry can never be stale.  One fetch at a time per key:
+a second reader waits for the first one's.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+
+from mpifs.core.buffers import BufferPool
+from mpifs.core.errors import MpifsError
+from mpifs.core.image import IMAGE_HEADER_BYTES
+from mpifs.core.limits import REQUEST_TIMEOUT_S
+from mpifs.core.types import ChunkKey, ChunkRef
+
+
+class _Entry:
+    """A chunk in the cache; `payload` is None while it is being fetched."""
+
+    __slots__ = ("buffer", "error", "payload", "ready", "users")
+
+    def __init__(self, buffer: bytearray) -> None:
+        self.buffer = buffer
+        self.payload: memoryview | None = None
+        self.error: OSError | None = None
+        self.ready = threading.Event()
+        self.users = 1
+
+
+class ChunkCache:
+    """Bounded by `bytes_max`; least recently used chunks leave first.  Any thread may call.
+
+    `lock` guards the table, the byte count and every entry's `users`.
+    """
+
+    def __init__(
+        self, fetch: Callable[[ChunkKey, ChunkRef, bytearray], memoryview], bytes_max: int
+    ) -> None:
+        self._fetch = fetch
+        self._bytes_max = bytes_max
+        self._lock = threading.Lock()
+        self._entries: OrderedDict[ChunkKey, _Entry] = OrderedDict()
+        self._pool = BufferPool(IMAGE_HEADER_BYTES, bytes_max // 4)
+        self.bytes_used = 0
+        self.hits = 0
+        self.misses = 0
+
+    def copy(self, key: ChunkKey, ref: ChunkRef, start: int, into: memoryview) -> None:
+        """Copies payload bytes from `start` on, fetching the chunk when it is not here.
+
+        Raises what the fetch raises; a failed chunk is not kept.
+        Requires: start + len(into) <= ref.length.
+        """
+        entry = self._acquire(key, ref)
+        try:
+            if entry.payload is None:
+                raise entry.error or MpifsError(f"chunk {key} was not fetched in time")
+            into[:] = entry.payload[start : start + len(into)]
+        finally:
+            self._release(entry)
+
+    def prefetch(self, key: ChunkKey, ref: ChunkRef) -> None:
+        """Fetches a chunk if it is not here; errors are left to the real read."""
+        if key not in self._entries:
+            self._release(self._acquire(key, ref))
+
+    def forget(self, inode: int) -> None:
+        """Drops the chunks of an inode (its caches are dropped for a cold measurement)."""
+        with self._lock:
+            for key in [key for key in self._entries if key.inode == inode]:
+                self._evict(key)
+
+    def _acquire(self, key: ChunkKey, ref: ChunkRef) -> _Entry:
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is not None:
+                entry.users += 1
+                self._entries.move_to_end(key)
+                self.hits += 1
+            else:
+                mine = _Entry(self._pool.take(max(1, ref.length)))
+                self._entries[key] = mine
+                self.bytes_used += len(mine.buffer)
+                self.misses += 1
+                self._shrink(key)
+        if entry is not None:
+            entry.ready.wait(REQUEST_TIMEOUT_S * max(1, len(ref.stores)))
+            return entry
+        try:
+            mine.payload = self._fetch(key, ref, mine.buffer)
+        except OSError as error:
+            mine.error = error
+            with self._lock:
+                if self._entries.get(key) is mine:
+                    self._evict(key)
+        finally:
+            mine.ready.set()
+        return mine
+
+    def _release(self, entry: _Entry) -> None:
+        with self._lock:
+            entry.users -= 1
+            if entry.users < 0:
+                self._recycle(entry)
+
+    def _shrink(self, newest: ChunkKey) -> None:
+        while self.bytes_used > self._bytes_max:
+            key = next(iter(self._entries))
+            if key == newest:
+                return
+            self._evict(key)
+
+    def _evict(self, key: ChunkKey) -> None:
+        """Takes an entry out; its last user gives the buffer back (users falls below zero)."""
+        entry = self._entries.pop(key)
+        self.bytes_used -= len(entry.buffer)
+        entry.users -= 1
+        if entry.users < 0:
+            self._recycle(entry)
+
+    def _recycle(self, entry: _Entry) -> None:
+        if entry.payload is not None:
+            entry.payload.release()
+            entry.payload = None
+            self._pool.give(entry.buffer)

@@ -1,0 +1,224 @@
+"""When dirty data is flushed and the index committed; garbage and orphans cleared behind it.
+
+One background thread ticks while anything is dirty.  Any thread may commit: who waits for the
+commit lock finds its changes already committed by the one before (group commit).
+
+Rename-over: the new content must be durable before the index says that it has the name.  Files
+renamed over another one are put behind a barrier: every commit first flushes what is behind it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from mpifs.core.errors import MpifsError
+from mpifs.core.limits import BATCH_COUNT_MAX, DIRTY_AGE_MAX_S
+from mpifs.data.reclaim import Reclaim
+from mpifs.index.facade import Batch, Index
+from mpifs.vfs.file_data import FileData
+from mpifs.vfs.writeback import WriteBack
+
+log = logging.getLogger(__name__)
+
+_HIDE_GRACE_S = 0.02  # libfuse's second rename follows its first within a few 100 µs.
+_HIDE_TRIES = 5  # then commit all the same: somebody removes open files without a pause.
+_CLEAN_ROUNDS = 64  # batches of garbage per tick, so that one tick stays short.
+
+
+class Committer:
+    """Owns the order of commits.
+
+    Locks, in order: `rename_gate` or `_commit_lock` → FileData.lock → index.lock.  A commit takes
+    `_commit_lock`, then `rename_gate`; a rename takes only `rename_gate`.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        reclaim: Reclaim,
+        interval_s: float,
+        on_free: Callable[[dict[int, int]], None],
+    ) -> None:
+        self._index = index
+        self._reclaim = reclaim
+        self._interval_s = interval_s
+        self._on_free = on_free
+        self._commit_lock = threading.Lock()
+        self._clean_lock = threading.Lock()
+        self.rename_gate = threading.Lock()
+        self._barrier: dict[int, FileData] = {}
+        self._hidden_at = 0.0
+        self._wake = threading.Event()
+        self._is_closing = False
+        self.commits = 0
+        self.error: OSError | None = None
+        self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
+
+    def start(self, writeback: WriteBack) -> None:
+        """Begins ticking."""
+        self._writeback = writeback
+        self._thread.start()
+
+    def kick(self) -> None:
+        """Something is dirty: tick within half the commit interval."""
+        self._wake.set()
+
+    def hold_for_rename(self) -> None:
+        """libfuse has hidden an open file: if that is the first half of a rename over it, no commit
+        may come between.  Requires: rename_gate is held."""
+        self._hidden_at = time.monotonic()
+
+    def renamed_over(self, data: FileData | None) -> None:
+        """The second half has come; `data` (if it is dirty) goes behind the barrier.
+
+        Requires: rename_gate is held."""
+        self._hidden_at = 0.0
+        if data is not None and data.has_unwritten:
+            self._barrier[data.inode.ino] = data
+
+    def commit(self) -> None:
+        """Makes all changes of the index so far durable.  Raises what the disk says."""
+        wanted = self._index.changes
+        with self._commit_lock:
+            if self._index.committed >= wanted:
+                return
+            self._flush_barrier()
+            for _ in range(_HIDE_TRIES):
+                with self.rename_gate:
+                    pause = self._hidden_at + _HIDE_GRACE_S - time.monotonic()
+                    if pause <= 0:
+                        batch = self._seal()
+                        break
+                time.sleep(pause)
+            else:
+                with self.rename_gate:
+                    batch = self._seal()
+            if batch is not None:
+                self._index.commit(batch)
+                self.commits += 1
+
+    def _seal(self) -> Batch | None:
+        """Requires: _commit_lock and rename_gate are held."""
+        self._flush_barrier()
+        with self._index.lock:
+            return self._index.seal()
+
+    def _flush_barrier(self) -> None:
+        while self._barrier:
+            waiting = list(self._barrier.values())
+            for data in waiting:
+                self._writeback.flush(data)
+            for data in waiting:
+                self._writeback.wait(data)
+                self._barrier.pop(data.inode.ino, None)
+
+    def sync_file(self, data: FileData | None) -> None:
+        """fsync(2): data and index durable.  Raises the file's remembered error, once."""
+        if data is not None:
+            self._writeback.flush(data)
+            self._writeback.wait(data)
+            error = data.take_error()
+            if error is not None:
+                raise error
+        self.commit()
+
+    def flush_all(self) -> None:
+        """Sends everything dirty and waits for it."""
+        waiting = list(self._writeback.files.values())
+        for data in waiting:
+            self._writeback.flush(data)
+        for data in waiting:
+            self._writeback.wait(data)
+
+    def sync(self) -> None:
+        """sync(2): everything durable."""
+        self.flush_all()
+        self.commit()
+
+    def make_room(self, is_full: bool) -> None:
+        """Write-back is at its bound (`is_full` false), or the stores are."""
+        if not is_full:
+            self._wake.set()
+            for data in list(self._writeback.files.values()):
+                if not data.in_flight:
+                    self._writeback.flush(data)
+            return
+        self.sync()
+        self.clean_up()
+        self.commit()
+
+    def clean_up(self) -> bool:
+        """Purges orphans and deletes committed garbage, a bounded part of it; True if some is
+        left that could go on now."""
+        with self._clean_lock:
+            more = False
+            with self._index.lock:
+                for ino in self._index.orphans(BATCH_COUNT_MAX):
+                    more = self._index.reap(ino) or more
+            garbage = self._index.garbage(BATCH_COUNT_MAX * 4)
+            if garbage:
+                gone, free = self._reclaim.delete(garbage)
+                self._on_free(free)
+                with self._index.lock:
+                    self._index.forget_garbage(gone)
+                more = more or len(gone) == len(garbage)
+            return more
+
+    def _run(self) -> None:
+        while not self._is_closing:
+            self._wake.wait()
+            self._wake.clear()
+            if self._is_closing:
+                return
+            time.sleep(self._interval_s / 2)
+            try:
+                self._tick()
+                self.error = None
+            except OSError as error:
+                if self.error is None or str(self.error) != str(error):
+                    log.error("commit failed, will be tried again: %s", error)
+                self.error = error
+                self._wake.set()
+                time.sleep(self._interval_s)
+
+    def _tick(self) -> None:
+        """Flushes what is due, commits, cleans up; asks for another tick if anything is left."""
+        now = time.monotonic()
+        due = [data for data in list(self._writeback.files.values()) if self._is_due(data, now)]
+        for data in due:
+            self._writeback.flush(data)
+        for data in due:
+            try:
+                self._writeback.wait(data)
+            except MpifsError as error:
+                log.error("%s", error)
+        self.commit()
+        rounds = 0
+        while self.clean_up() and rounds < _CLEAN_ROUNDS and not self._is_closing:
+            rounds += 1
+            self.commit()
+        if self._writeback.files or self._index.committed < self._index.changes or rounds:
+            self._wake.set()
+
+    @staticmethod
+    def _is_due(data: FileData, now: float) -> bool:
+        if data.opens == 0 or data.closing:
+            return bool(data.dirty)
+        oldest = min((b.since for b in list(data.dirty.values())), default=now)
+        return now - oldest > DIRTY_AGE_MAX_S
+
+    def close(self) -> None:
+        """Ends the thread, then flushes and commits everything.  Raises what the disk says."""
+        self._is_closing = True
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(10)
+        self.sync()
+        for _ in range(_CLEAN_ROUNDS):
+            if not self.clean_up():
+                break
+            self.commit()
+        self.commit()

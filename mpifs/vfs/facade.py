@@ -1,0 +1,478 @@
+"""The Vfs: every call of a POSIX file system, by path or handle, over index and data.
+
+Paths are bytes, absolute inside the volume.  Every failure is an OSError with its errno.  Any
+thread may call anything.  Permissions are the kernel's business (`default_permissions`).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from mpifs.core.errors import PosixError
+from mpifs.core.limits import PATH_BYTES_MAX, SYMLINK_BYTES_MAX
+from mpifs.core.types import Caller, SpaceUse, Stat
+from mpifs.data.scatter import Scatter
+from mpifs.index.facade import Index
+from mpifs.index.inodes import Inode
+from mpifs.vfs.aliases import Aliases, Name
+from mpifs.vfs.committer import Committer
+from mpifs.vfs.directories import Directories
+from mpifs.vfs.file_data import FileData
+from mpifs.vfs.files import Files, Opened, stat_of
+from mpifs.vfs.handles import Handles
+from mpifs.vfs.hidden import HiddenFiles, is_hidden_name
+from mpifs.vfs.reader import Reader
+from mpifs.vfs.writeback import WriteBack
+from mpifs.vfs.xattrs import Xattrs
+
+NOW: Final = -(2**63)
+"""As a time: the present, as UTIME_NOW."""
+
+
+class Vfs:
+    """One mounted volume.
+
+    `on_change(paths)` is set by the FUSE adapter: it drops the kernel's caches of these names and
+    returns when that is done (bounded).  It is called with no lock held.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        scatter: Scatter,
+        reader: Reader,
+        writeback: WriteBack,
+        committer: Committer,
+        *,
+        noatime: bool = False,
+    ) -> None:
+        self.on_change: Callable[[list[bytes]], None] = lambda paths: None
+        self.index = index
+        self.committer = committer
+        self.writeback = writeback
+        self._scatter = scatter
+        self._reader = reader
+        self._handles = Handles()
+        self._hidden = HiddenFiles()
+        self._aliases = Aliases(self._drop_names)
+        self.files = Files(
+            index,
+            self._handles,
+            reader,
+            writeback,
+            committer,
+            self._changed,
+            noatime=noatime,
+        )
+        self._directories = Directories(index, self._handles, self._seen)
+        self._xattrs = Xattrs(index, self.layout_of)
+        writeback.on_lost = lambda inode: self._changed(inode, None)
+        committer.start(writeback)
+
+    # Names and inodes
+
+    def _find(self, path: bytes | None, fh: int | None = None) -> Inode:
+        """The inode of a handle, else of a path."""
+        if fh is not None:
+            inode = self._handles.find(fh)
+            if inode is not None:
+                return inode
+        if path is None:
+            raise PosixError(errno.EBADF)
+        hidden = self._hidden.find(path)
+        if hidden is not None:
+            return hidden
+        return self.index.resolve(path)
+
+    def _alias(self, path: bytes | None) -> Name | None:
+        if path is None or path == b"/":
+            return None
+        try:
+            parent, name = self.index.resolve_parent(path)
+        except OSError:
+            return None
+        return parent.ino, name
+
+    def _seen(self, inode: Inode, alias: Name | None) -> None:
+        """The kernel is shown a file under a name: remember names of files that have several."""
+        if inode.nlink > 1 and alias is not None and not stat.S_ISDIR(inode.mode):
+            self._aliases.saw(inode.ino, alias)
+
+    def _changed(self, inode: Inode, alias: Name | None) -> None:
+        """A file has changed through `alias`; its other names must not show old state."""
+        if self._aliases:
+            names = self._aliases.others(inode.ino, alias)
+            if names:
+                self._drop_names(names)
+
+    def _drop_names(self, names: list[Name]) -> None:
+        paths = []
+        for parent, name in names:
+            folder = self.index.path_of(parent)
+            paths.append(folder.rstrip(b"/") + b"/" + name)
+        self.on_change(paths)
+
+    def _touched(self, inode: Inode, path: bytes | None) -> None:
+        """Attributes of an inode have changed through a path."""
+        self.index.touch(inode)
+        self.committer.kick()
+        if inode.nlink > 1 and self._aliases:
+            self._changed(inode, self._alias(path))
+
+    # Attributes
+
+    def getattr(self, path: bytes | None, fh: int | None = None) -> Stat:
+        """stat(2).  Raises ENOENT, ENOTDIR, ENAMETOOLONG."""
+        inode = self._find(path, fh)
+        if inode.nlink > 1 and path is not None and not stat.S_ISDIR(inode.mode):
+            self._seen(inode, self._alias(path))
+        return stat_of(inode)
+
+    def chmod(
+        self, path: bytes | None, mode: int, fh: int | None = None, caller: Caller | None = None
+    ) -> None:
+        """chmod(2)."""
+        inode = self._find(path, fh)
+        with self.index.lock:
+            inode.mode = stat.S_IFMT(inode.mode) | stat.S_IMODE(mode)
+            inode.ctime_ns = time.time_ns()
+        self._touched(inode, path)
+
+    def chown(
+        self,
+        path: bytes | None,
+        uid: int,
+        gid: int,
+        fh: int | None = None,
+        caller: Caller | None = None,
+    ) -> None:
+        """chown(2); -1 leaves an id.  Drops set-id bits of what is no folder, as Linux does."""
+        inode = self._find(path, fh)
+        with self.index.lock:
+            if uid != -1:
+                inode.uid = uid
+            if gid != -1:
+                inode.gid = gid
+            if not stat.S_ISDIR(inode.mode) and not stat.S_ISLNK(inode.mode):
+                drop = stat.S_ISUID | (stat.S_ISGID if inode.mode & stat.S_IXGRP else 0)
+                inode.mode &= ~drop
+            inode.ctime_ns = time.time_ns()
+        self._touched(inode, path)
+
+    def utimens(
+        self,
+        path: bytes | None,
+        atime: int | None,
+        mtime: int | None,
+        fh: int | None = None,
+    ) -> None:
+        """utimensat(2): ns, NOW, or None to leave."""
+        inode = self._find(path, fh)
+        now = time.time_ns()
+        with self.index.lock:
+            if atime is not None:
+                inode.atime_ns = now if atime == NOW else atime
+            if mtime is not None:
+                inode.mtime_ns = now if mtime == NOW else mtime
+            inode.ctime_ns = now
+        self._touched(inode, path)
+
+    def truncate(
+        self,
+        path: bytes | None,
+        size: int,
+        fh: int | None = None,
+        caller: Caller | None = None,
+    ) -> None:
+        """truncate(2), ftruncate(2)."""
+        inode = self._find(path, fh)
+        self.files.truncate(inode, size, self._alias(path) if inode.nlink > 1 else None)
+
+    # Names
+
+    def _make(
+        self,
+        path: bytes,
+        mode: int,
+        caller: Caller,
+        rdev: int = 0,
+        target: bytes = b"",
+    ) -> tuple[Inode, Name]:
+        parent, name = self.index.resolve_parent(path)
+        inode = self.index.create(
+            parent,
+            name,
+            mode,
+            caller.uid,
+            caller.gid,
+            rdev=rdev,
+            target=target,
+            now_ns=time.time_ns(),
+        )
+        self.committer.kick()
+        return inode, (parent.ino, name)
+
+    def mknod(self, path: bytes, mode: int, rdev: int, caller: Caller) -> None:
+        """mknod(2)."""
+        if not stat.S_IFMT(mode):
+            mode |= stat.S_IFREG
+        self._make(path, mode, caller, rdev)
+
+    def mkdir(self, path: bytes, mode: int, caller: Caller) -> None:
+        """mkdir(2)."""
+        self._make(path, stat.S_IFDIR | stat.S_IMODE(mode), caller)
+
+    def symlink(self, target: bytes, path: bytes, caller: Caller) -> None:
+        """symlink(2)."""
+        if not target:
+            raise PosixError(errno.ENOENT)
+        if len(target) > SYMLINK_BYTES_MAX:
+            raise PosixError(errno.ENAMETOOLONG)
+        self._make(path, stat.S_IFLNK | 0o777, caller, target=target)
+
+    def readlink(self, path: bytes) -> bytes:
+        """readlink(2)."""
+        inode = self._find(path)
+        if not stat.S_ISLNK(inode.mode):
+            raise PosixError(errno.EINVAL)
+        return inode.target
+
+    def link(self, source: bytes, path: bytes) -> None:
+        """link(2)."""
+        inode = self._find(source)
+        parent, name = self.index.resolve_parent(path)
+        old = self._alias(source)
+        self.index.link(inode, parent, name, time.time_ns())
+        self.committer.kick()
+        new = (parent.ino, name)
+        self._aliases.saw(inode.ino, *([old, new] if old else [new]))
+        self._changed(inode, new)
+
+    def unlink(self, path: bytes) -> None:
+        """unlink(2); also libfuse's farewell to a removed open file."""
+        if self._hidden.remove(path) is not None:
+            return
+        parent, name = self.index.resolve_parent(path)
+        self._unlink(parent, name)
+
+    def _unlink(self, parent: Inode, name: bytes) -> Inode:
+        inode = self.index.unlink(parent, name, time.time_ns())
+        self.committer.kick()
+        if self._aliases:
+            self._aliases.gone(inode.ino, (parent.ino, name))
+            self._changed(inode, None)
+        return inode
+
+    def rmdir(self, path: bytes) -> None:
+        """rmdir(2)."""
+        if path == b"/":
+            raise PosixError(errno.EBUSY)
+        parent, name = self.index.resolve_parent(path)
+        self.index.rmdir(parent, name, time.time_ns())
+        self.committer.kick()
+
+    def rename(self, old: bytes, new: bytes, flags: int = 0) -> None:
+        """renameat2(2) with NOREPLACE and EXCHANGE."""
+        parent, name = self.index.resolve_parent(old)
+        if is_hidden_name(new) and not flags and self._hide(parent, name, new):
+            return
+        new_parent, new_name = self.index.resolve_parent(new)
+        with self.committer.rename_gate:
+            with self.index.lock:
+                ino = self.index.lookup(parent.ino, name)
+                moved = self.index.inode(ino) if ino else None
+                replaced = self.index.rename(
+                    parent, name, new_parent, new_name, flags, time.time_ns()
+                )
+            data = moved.data if moved is not None else None
+            self.committer.renamed_over(data if isinstance(data, FileData) else None)
+        self.committer.kick()
+        if self._aliases and moved is not None:
+            self._rename_aliases(moved, replaced, (parent.ino, name), (new_parent.ino, new_name))
+
+    def _rename_aliases(
+        self, moved: Inode, replaced: Inode | None, old: Name, new: Name
+    ) -> None:
+        if replaced is not None and replaced is not moved:
+            self._aliases.gone(replaced.ino, new)
+            self._changed(replaced, None)
+        self._aliases.moved(moved.ino, old, new)
+        self._changed(moved, new)
+
+    def _hide(self, parent: Inode, name: bytes, hidden: bytes) -> bool:
+        """Takes libfuse's rename of an open file as the unlink that it stands for."""
+        ino = self.index.lookup(parent.ino, name)
+        if not ino:
+            return False
+        inode = self.index.inode(ino)
+        data = inode.data
+        if not isinstance(data, FileData) or not data.opens:
+            return False
+        with self.committer.rename_gate:
+            self._hidden.add(hidden, inode)
+            self._unlink(parent, name)
+            self.committer.hold_for_rename()
+        return True
+
+    # Files
+
+    def create(self, path: bytes, mode: int, flags: int, caller: Caller) -> Opened:
+        """open(2) with O_CREAT of a name that is not there."""
+        inode, alias = self._make(path, stat.S_IFREG | stat.S_IMODE(mode), caller)
+        return self.files.open(inode, flags, alias, is_new=True)
+
+    def open(self, path: bytes, flags: int, caller: Caller | None = None) -> Opened:
+        """open(2) of what is there; truncates when O_TRUNC is among the flags."""
+        if len(path) > PATH_BYTES_MAX * 2:
+            raise PosixError(errno.ENAMETOOLONG)
+        inode = self._find(path)
+        alias = self._alias(path) or (inode.parent, inode.name)
+        self._seen(inode, alias)
+        return self.files.open(inode, flags, alias)
+
+    def read(self, fh: int, into: memoryview, offset: int) -> int:
+        """pread(2) into a buffer; returns the bytes read."""
+        return self.files.read(self._handles.file(fh), into, offset)
+
+    def write(
+        self, fh: int, data: memoryview, offset: int, caller: Caller | None = None
+    ) -> int:
+        """pwrite(2); returns the bytes taken."""
+        return self.files.write(self._handles.file(fh), data, offset)
+
+    def flush(self, fh: int) -> None:
+        """close(2) of one descriptor."""
+        self.files.flush(self._handles.file(fh))
+
+    def release(self, fh: int) -> None:
+        """The last close of a handle."""
+        handle = self._handles.file(fh)
+        self._handles.remove(fh)
+        self.files.release(handle)
+
+    def fsync(self, fh: int, datasync: bool = False) -> None:
+        """fsync(2): returns when data and index are durable."""
+        self.files.fsync(self._handles.file(fh).inode)
+
+    def fallocate(self, fh: int, mode: int, offset: int, length: int) -> None:
+        """fallocate(2)."""
+        self.files.allocate(self._handles.file(fh), mode, offset, length)
+
+    def lseek(self, fh: int, offset: int, whence: int) -> int:
+        """lseek(2) with SEEK_DATA or SEEK_HOLE."""
+        return self.files.seek(self._handles.file(fh), offset, whence)
+
+    def copy_file_range(
+        self, fh_in: int, offset_in: int, fh_out: int, offset_out: int, length: int
+    ) -> int:
+        """copy_file_range(2); returns the bytes copied."""
+        return self.files.copy_range(
+            self._handles.file(fh_in), offset_in, self._handles.file(fh_out), offset_out, length
+        )
+
+    # Directories
+
+    def opendir(self, path: bytes) -> int:
+        """opendir(3).  Raises ENOTDIR."""
+        return self._directories.open(self._find(path))
+
+    def readdir(
+        self, fh: int, offset: int = 0, plus: bool = True
+    ) -> Iterator[tuple[bytes, Stat, int]]:
+        """Entries from `offset` on with the offset behind each; `plus` asks for all attributes,
+        without it only ino and the type in mode are set."""
+        return self._directories.read(fh, offset, plus)
+
+    def releasedir(self, fh: int) -> None:
+        """closedir(3)."""
+        self._directories.release(fh)
+
+    def fsyncdir(self, fh: int, datasync: bool = False) -> None:
+        """fsync(2) of a directory."""
+        self.committer.commit()
+
+    # Extended attributes
+
+    def setxattr(self, path: bytes, name: bytes, value: bytes, flags: int = 0) -> None:
+        """setxattr(2)."""
+        inode = self._find(path)
+        with self.index.lock:
+            self._xattrs.set(inode, name, value, flags, time.time_ns())
+        self._touched(inode, path)
+
+    def getxattr(self, path: bytes, name: bytes) -> bytes:
+        """getxattr(2)."""
+        return self._xattrs.get(self._find(path), name)
+
+    def listxattr(self, path: bytes) -> list[bytes]:
+        """listxattr(2)."""
+        return self._xattrs.names(self._find(path))
+
+    def removexattr(self, path: bytes, name: bytes) -> None:
+        """removexattr(2)."""
+        inode = self._find(path)
+        with self.index.lock:
+            self._xattrs.remove(inode, name, time.time_ns())
+        self._touched(inode, path)
+
+    # The volume
+
+    def statfs(self) -> SpaceUse:
+        """statvfs(3) figures: what is free on the stores, divided by the replicas."""
+        free = self.writeback.free_bytes()
+        counters = self.index.counters()
+        return SpaceUse(
+            free + counters.bytes, free, counters.files, max(free // 4096, 1 if free else 0)
+        )
+
+    def sync(self) -> None:
+        """sync(2): everything durable."""
+        self.committer.sync()
+
+    def layout(self, path: bytes) -> dict[str, object]:
+        """Where the chunks of a file lie, as `mpifs layout --json` shows it; flushes the file."""
+        inode = self._find(path)
+        if not stat.S_ISREG(inode.mode):
+            raise PosixError(errno.EINVAL, "only regular files have a layout")
+        self.files.fsync(inode)
+        return {"path": os.fsdecode(path), **self.layout_of(inode)}
+
+    def layout_of(self, inode: Inode) -> dict[str, object]:
+        """Layout of an inode as the index has it now."""
+        chunks: list[dict[str, object]] = []
+        first = 0
+        while page := self.index.refs(inode.ino, first, 1024):
+            chunks.extend(
+                {
+                    "index": chunk,
+                    "length": ref.length,
+                    "checksum": ref.checksum.hex(),
+                    "workers": list(ref.stores),
+                }
+                for chunk, ref in page
+            )
+            first = page[-1][0] + 1
+        return {
+            "size": inode.size,
+            "chunk_size": inode.chunk_size,
+            "replicas": inode.replicas,
+            "chunks": chunks,
+        }
+
+    def close(self) -> None:
+        """Flushes and commits everything and ends the threads.  Raises what could not be saved."""
+        for number in self._handles.files():
+            self.release(number)
+        try:
+            self.committer.close()
+        finally:
+            self._reader.close()
+            self._scatter.close()
+
+
+__all__ = ["NOW", "Opened", "Vfs"]

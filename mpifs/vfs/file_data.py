@@ -1,0 +1,56 @@
+"""What the vfs holds in memory of one file with open handles or unwritten data."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+
+from mpifs.index.inodes import Inode
+from mpifs.vfs.chunk_buffer import ChunkBuffer
+
+
+class FileData:
+    """Hangs on `Inode.data`; the inode is pinned while it does.
+
+    `lock` guards all fields and the inode's size and stable_size; it is taken before index.lock.
+    `in_flight` is in order of submission; completed chunks are applied to the index in that
+    order, so that a growing file never shows a later part without the earlier one after a crash.
+    """
+
+    __slots__ = (
+        "closing",
+        "dirty",
+        "error",
+        "idle",
+        "in_flight",
+        "inode",
+        "lock",
+        "opens",
+    )
+
+    def __init__(self, inode: Inode) -> None:
+        self.inode = inode
+        self.lock = threading.RLock()
+        self.idle = threading.Condition(self.lock)
+        self.dirty: dict[int, ChunkBuffer] = {}
+        self.in_flight: deque[ChunkBuffer] = deque()
+        self.error: OSError | None = None
+        self.opens = 0
+        self.closing = False
+
+    @property
+    def has_unwritten(self) -> bool:
+        """Whether anything is dirty or on its way."""
+        return bool(self.dirty or self.in_flight)
+
+    def on_its_way(self, chunk: int) -> ChunkBuffer | None:
+        """The newest valid in-flight buffer of a chunk."""
+        for buffer in reversed(self.in_flight):
+            if buffer.chunk == chunk:
+                return None if buffer.is_cancelled else buffer
+        return None
+
+    def take_error(self) -> OSError | None:
+        """The error of a background write, once."""
+        error, self.error = self.error, None
+        return error

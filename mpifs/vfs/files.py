@@ -1,0 +1,252 @@
+"""Open files: open, read, write, truncate, fallocate, lseek, flush, fsync, release."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from mpifs.core.errors import PosixError
+from mpifs.core.limits import FILE_BYTES_MAX
+from mpifs.core.types import Stat
+from mpifs.index.facade import Index
+from mpifs.index.inodes import Inode
+from mpifs.vfs.aliases import Name
+from mpifs.vfs.committer import Committer
+from mpifs.vfs.file_data import FileData
+from mpifs.vfs.handles import FileHandle, Handles
+from mpifs.vfs.reader import Reader
+from mpifs.vfs.writeback import WriteBack
+
+_DAY_NS = 86_400 * 10**9
+_KEEP_SIZE = 1
+_PUNCH_HOLE = 2
+_ZERO_RANGE = 16
+
+
+class Opened(NamedTuple):
+    """What the FUSE adapter needs of a newly opened file."""
+
+    fh: int
+    direct_io: bool
+    keep_cache: bool
+
+
+def stat_of(inode: Inode) -> Stat:
+    """Attributes as the user sees them now."""
+    data = inode.data
+    stored = inode.bytes_stored
+    if isinstance(data, FileData) and data.has_unwritten:
+        stored += sum(b.length for b in list(data.dirty.values()))
+        stored += sum(b.length for b in list(data.in_flight))
+    return Stat(
+        inode.ino,
+        inode.mode,
+        inode.nlink,
+        inode.uid,
+        inode.gid,
+        inode.rdev,
+        inode.size,
+        (stored + 511) // 512,
+        inode.chunk_size,
+        inode.atime_ns,
+        inode.mtime_ns,
+        inode.ctime_ns,
+    )
+
+
+class Files:
+    """Data operations by inode or handle.  `changed(inode, alias)` is told after each change, with
+    no lock held, so that the kernel's caches of other names can be dropped."""
+
+    def __init__(
+        self,
+        index: Index,
+        handles: Handles,
+        reader: Reader,
+        writeback: WriteBack,
+        committer: Committer,
+        changed: Callable[[Inode, Name | None], None],
+        *,
+        noatime: bool,
+    ) -> None:
+        self._index = index
+        self._handles = handles
+        self._reader = reader
+        self._writeback = writeback
+        self._committer = committer
+        self._changed = changed
+        self._noatime = noatime
+
+    def open(self, inode: Inode, flags: int, alias: Name, is_new: bool = False) -> Opened:
+        """Opens a regular file (or a node that the kernel lets through).  Raises EISDIR."""
+        if stat.S_ISDIR(inode.mode):
+            raise PosixError(errno.EISDIR)
+        handle = FileHandle(inode, flags, alias)
+        number = self._handles.add(handle)
+        self._index.pin(inode)
+        with self._writeback.locked(inode) as data:
+            data.opens += 1
+        if flags & os.O_TRUNC and not is_new and inode.size:
+            self.truncate(inode, 0, alias)
+        has_aliases = inode.nlink > 1
+        return Opened(number, False, not has_aliases)
+
+    def read(self, handle: FileHandle, into: memoryview, offset: int) -> int:
+        """Returns the bytes read."""
+        inode = handle.inode
+        count = self._reader.read(handle, into, offset)
+        if not self._noatime:
+            atime = inode.atime_ns
+            if atime <= inode.mtime_ns or atime <= inode.ctime_ns:
+                self._touch_atime(inode)
+            elif time.time_ns() - atime > _DAY_NS:
+                self._touch_atime(inode)
+        return count
+
+    def _touch_atime(self, inode: Inode) -> None:
+        inode.atime_ns = time.time_ns()
+        self._index.touch(inode)
+        self._committer.kick()
+
+    def write(self, handle: FileHandle, source: memoryview, offset: int) -> int:
+        """Returns the bytes taken.  Raises EBADF, EFBIG, ENOSPC, or the file's pending error."""
+        if not handle.can_write:
+            raise PosixError(errno.EBADF)
+        size = len(source)
+        if offset + size > FILE_BYTES_MAX:
+            raise PosixError(errno.EFBIG)
+        inode = handle.inode
+        data = inode.data
+        assert isinstance(data, FileData)
+        if data.error is not None:
+            raise data.error
+        self._writeback.admit(size)
+        with data.lock:
+            self._writeback.write(data, source, offset)
+            inode.mtime_ns = inode.ctime_ns = time.time_ns()
+            self._index.touch(inode)
+        if inode.nlink > 1:
+            self._changed(inode, handle.alias)
+        return size
+
+    def truncate(self, inode: Inode, size: int, alias: Name | None) -> None:
+        """Raises EINVAL, EISDIR, EFBIG."""
+        if stat.S_ISDIR(inode.mode):
+            raise PosixError(errno.EISDIR)
+        if not stat.S_ISREG(inode.mode) or size < 0:
+            raise PosixError(errno.EINVAL)
+        if size > FILE_BYTES_MAX:
+            raise PosixError(errno.EFBIG)
+        with self._writeback.locked(inode) as data:
+            self._writeback.truncate(data, size)
+            inode.mtime_ns = inode.ctime_ns = time.time_ns()
+            self._index.touch(inode)
+        self._committer.kick()
+        self._changed(inode, alias)
+
+    def allocate(self, handle: FileHandle, mode: int, offset: int, length: int) -> None:
+        """fallocate(2): modes 0, KEEP_SIZE, PUNCH_HOLE and ZERO_RANGE; others EOPNOTSUPP."""
+        if not handle.can_write:
+            raise PosixError(errno.EBADF)
+        if offset < 0 or length <= 0:
+            raise PosixError(errno.EINVAL)
+        if offset + length > FILE_BYTES_MAX:
+            raise PosixError(errno.EFBIG)
+        if mode & ~(_KEEP_SIZE | _PUNCH_HOLE | _ZERO_RANGE):
+            raise PosixError(errno.EOPNOTSUPP)
+        if mode & _PUNCH_HOLE and not mode & _KEEP_SIZE:
+            raise PosixError(errno.EOPNOTSUPP)
+        inode = handle.inode
+        end = offset + length
+        if mode & (_PUNCH_HOLE | _ZERO_RANGE):
+            self._writeback.admit(2 * inode.chunk_size)
+        elif self._writeback.free_bytes() < max(0, end - inode.size):
+            raise PosixError(errno.ENOSPC)
+        with self._writeback.locked(inode) as data:
+            if mode & (_PUNCH_HOLE | _ZERO_RANGE) and offset < inode.size:
+                self._writeback.zero(data, offset, min(end, inode.size))
+            if not mode & _KEEP_SIZE and end > inode.size:
+                self._writeback.truncate(data, end)
+            inode.mtime_ns = inode.ctime_ns = time.time_ns()
+            self._index.touch(inode)
+        self._committer.kick()
+        self._changed(inode, handle.alias)
+
+    def seek(self, handle: FileHandle, offset: int, whence: int) -> int:
+        """SEEK_DATA and SEEK_HOLE, chunk-wise; past the end ENXIO."""
+        inode = handle.inode
+        size = inode.size
+        if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
+            raise PosixError(errno.EINVAL)
+        if offset < 0 or offset >= size:
+            raise PosixError(errno.ENXIO)
+        chunk_size = inode.chunk_size
+        dirty: set[int] = set()
+        data = inode.data
+        if isinstance(data, FileData):
+            with data.lock:
+                dirty.update(data.dirty)
+                dirty.update(b.chunk for b in data.in_flight if not b.is_cancelled)
+        last = (size - 1) // chunk_size
+        chunk = offset // chunk_size
+        wants_data = whence == os.SEEK_DATA
+        while chunk <= last:
+            if wants_data:
+                stored = self._index.refs(inode.ino, chunk, 1)
+                found = min(
+                    [c for c in dirty if c >= chunk] + [c for c, _ in stored], default=last + 1
+                )
+                if found > last:
+                    raise PosixError(errno.ENXIO)
+                return max(offset, found * chunk_size)
+            if chunk not in dirty and self._index.ref(inode, chunk) is None:
+                return max(offset, chunk * chunk_size)
+            chunk += 1
+        return size
+
+    def copy_range(
+        self, source: FileHandle, offset: int, target: FileHandle, to: int, length: int
+    ) -> int:
+        """copy_file_range(2) by way of memory, at most one chunk a call."""
+        length = min(length, source.inode.size - offset, source.inode.chunk_size)
+        if length <= 0:
+            return 0
+        if source.inode is target.inode and abs(to - offset) < length:
+            raise PosixError(errno.EINVAL)
+        buffer = memoryview(bytearray(length))
+        count = self.read(source, buffer, offset)
+        return self.write(target, buffer[:count], to) if count else 0
+
+    def flush(self, handle: FileHandle) -> None:
+        """close(2): the data is on its way within the commit interval; remembered errors now."""
+        data = handle.inode.data
+        if not isinstance(data, FileData) or not handle.can_write:
+            return
+        if data.has_unwritten:
+            data.closing = True
+            self._committer.kick()
+            if self._writeback.is_tight():
+                self._writeback.flush(data)
+                self._writeback.wait(data)
+        error = data.take_error()
+        if error is not None:
+            raise error
+
+    def fsync(self, inode: Inode) -> None:
+        """Data and index durable."""
+        data = inode.data
+        self._committer.sync_file(data if isinstance(data, FileData) else None)
+
+    def release(self, handle: FileHandle) -> None:
+        """The last close of a handle."""
+        inode = handle.inode
+        with self._writeback.locked(inode) as data:
+            data.opens -= 1
+            is_last = data.opens == 0
+        self._index.unpin(inode)
+        if is_last:
+            self._committer.kick()

@@ -1,0 +1,152 @@
+"""Reading: dirty buffer, else chunk cache, else the stores; readahead for sequential readers."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+
+from mpifs.core import intervals
+from mpifs.core.errors import ChunkMissingError, DamageError
+from mpifs.core.layout import extents
+from mpifs.core.limits import READAHEAD_CHUNKS_MAX
+from mpifs.core.types import ChunkKey, ChunkRef
+from mpifs.index.facade import Index
+from mpifs.index.inodes import Inode
+from mpifs.vfs.cache import ChunkCache
+from mpifs.vfs.chunk_buffer import ChunkBuffer
+from mpifs.vfs.file_data import FileData
+from mpifs.vfs.handles import FileHandle
+
+_RETRIES = 4  # a chunk rewritten while it is read has a newer ref; each retry looks it up anew.
+
+
+def copy_zeros(into: memoryview) -> None:
+    """Fills with zeros."""
+    into[:] = bytes(len(into))
+
+
+class Reader:
+    """Reads of any file; any thread.  Takes FileData.lock only to copy from dirty buffers."""
+
+    def __init__(self, index: Index, cache: ChunkCache, threads: int) -> None:
+        self._index = index
+        self._cache = cache
+        self._queue: deque[tuple[ChunkKey, ChunkRef]] = deque(maxlen=64)
+        self._wanted = threading.Semaphore(0)
+        self._is_closing = False
+        self._threads = [
+            threading.Thread(target=self._prefetch, name=f"readahead-{n}", daemon=True)
+            for n in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        """Ends the readahead threads."""
+        self._is_closing = True
+        for _ in self._threads:
+            self._wanted.release()
+        for thread in self._threads:
+            thread.join(5)
+
+    def read(self, handle: FileHandle, into: memoryview, offset: int) -> int:
+        """Reads up to len(into) bytes at `offset`; returns how many, 0 at the end of the file."""
+        inode = handle.inode
+        size = inode.size
+        length = min(len(into), size - offset)
+        if length <= 0:
+            return 0
+        chunk_size = inode.chunk_size
+        for extent in extents(offset, length, chunk_size):
+            part = into[extent.position : extent.position + extent.length]
+            self._read_extent(inode, extent.chunk, extent.start, part)
+        self._read_ahead(handle, offset, length, size)
+        return length
+
+    def _read_extent(self, inode: Inode, chunk: int, start: int, into: memoryview) -> None:
+        data = inode.data
+        if isinstance(data, FileData) and data.has_unwritten:
+            with data.lock:
+                buffer = data.dirty.get(chunk) or data.on_its_way(chunk)
+                if buffer is not None:
+                    self.copy_from(inode, buffer, start, into)
+                    return
+        for attempt in range(_RETRIES):
+            ref = self._index.ref(inode, chunk)
+            if ref is None:
+                copy_zeros(into)
+                return
+            try:
+                self._copy_stored(inode.ino, chunk, ref, start, into)
+                return
+            except (ChunkMissingError, DamageError):
+                newer = self._index.ref(inode, chunk)
+                if attempt == _RETRIES - 1 or newer is None or newer == ref:
+                    raise
+
+    def copy_from(self, inode: Inode, buffer: ChunkBuffer, start: int, into: memoryview) -> None:
+        """Copies from an unwritten chunk.  Requires: the file's lock is held."""
+        stored = min(len(into), max(0, buffer.length - start))
+        if not intervals.covers(buffer.written, start, start + stored):
+            self.fill(inode, buffer)
+        into[:stored] = buffer.view(start, start + stored)
+        if stored < len(into):
+            copy_zeros(into[stored:])
+
+    def fill(self, inode: Inode, buffer: ChunkBuffer) -> None:
+        """Brings the base of a dirty chunk in.  Requires: the file's lock is held."""
+        if not buffer.needs_base:
+            if buffer.outgoing is None:
+                buffer.fill(None)
+            return
+        if buffer.base is not None:
+            self.fill(inode, buffer.base)
+            buffer.fill(buffer.base.view(0, buffer.base_limit))
+            return
+        assert buffer.base_ref is not None
+        base = bytearray(buffer.base_limit)
+        self._copy_stored(inode.ino, buffer.chunk, buffer.base_ref, 0, memoryview(base))
+        buffer.fill(memoryview(base))
+
+    def _copy_stored(
+        self, ino: int, chunk: int, ref: ChunkRef, start: int, into: memoryview
+    ) -> None:
+        stored = min(len(into), max(0, ref.length - start))
+        if stored:
+            key = ChunkKey(ino, chunk, ref.generation)
+            self._cache.copy(key, ref, start, into[:stored])
+        if stored < len(into):
+            copy_zeros(into[stored:])
+
+    def _read_ahead(self, handle: FileHandle, offset: int, length: int, size: int) -> None:
+        """Asks for the next chunks once a reader has read on where it left off, twice."""
+        end = offset + length
+        gap = offset - handle.read_end
+        if -handle.inode.chunk_size <= gap <= handle.inode.chunk_size and end > handle.read_end:
+            handle.read_streak += 1
+        elif gap:
+            handle.read_streak = 0
+            handle.ahead = 0
+        handle.read_end = end
+        if handle.read_streak < 2 or end >= size:
+            return
+        chunk_size = handle.inode.chunk_size
+        last = min((size - 1) // chunk_size, end // chunk_size + READAHEAD_CHUNKS_MAX)
+        first = max(end // chunk_size + 1, handle.ahead + 1)
+        for chunk in range(first, last + 1):
+            handle.ahead = chunk
+            ref = self._index.ref(handle.inode, chunk)
+            if ref is not None:
+                self._queue.append((ChunkKey(handle.inode.ino, chunk, ref.generation), ref))
+                self._wanted.release()
+
+    def _prefetch(self) -> None:
+        while True:
+            self._wanted.acquire()
+            if self._is_closing:
+                return
+            try:
+                key, ref = self._queue.popleft()
+            except IndexError:
+                continue
+            self._cache.prefetch(key, ref)

@@ -1,0 +1,382 @@
+"""Write-back: gathers writes in chunk buffers, sends them, takes the refs into the index.
+
+The order of DESIGN section 4 is kept here: a chunk's ref enters the index (`Index.set_refs`) only
+when its stores have said that it is durable.  Bounded by `dirty_bytes_max`: over it, writers wait.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+from mpifs.core.buffers import BufferPool
+from mpifs.core.errors import FullError, MpifsError
+from mpifs.core.image import IMAGE_HEADER_BYTES
+from mpifs.core.layout import extents
+from mpifs.core.limits import REQUEST_TIMEOUT_S
+from mpifs.core.placement import place
+from mpifs.core.types import ChunkKey, ChunkRef
+from mpifs.data.scatter import Outgoing, Scatter
+from mpifs.index.facade import Index
+from mpifs.index.inodes import Inode
+from mpifs.vfs.chunk_buffer import ChunkBuffer
+from mpifs.vfs.file_data import FileData
+from mpifs.vfs.reader import Reader
+
+log = logging.getLogger(__name__)
+
+_SMALLEST_BUFFER = 4096
+
+
+class WriteBack:
+    """All dirty data of the mount.
+
+    `on_dirty` hears that something has become dirty; `make_room(True)` flushes, commits and
+    reclaims before it returns, `make_room(False)` only has that begun.
+
+    Locks: FileData.lock, then index.lock.  `_room` guards `dirty_bytes`; `files` (inodes with
+    unwritten data) changes by atomic dict operations.  `done` callbacks come on the scatter
+    thread.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        scatter: Scatter,
+        reader: Reader,
+        stores: Callable[[], list[int]],
+        dirty_bytes_max: int,
+        on_dirty: Callable[[], None],
+        make_room: Callable[[bool], None],
+    ) -> None:
+        self._index = index
+        self._scatter = scatter
+        self._reader = reader
+        self._stores = stores
+        self._dirty_bytes_max = dirty_bytes_max
+        self._on_dirty = on_dirty
+        self._make_room = make_room
+        self._room = threading.Condition()
+        self._pool = BufferPool(IMAGE_HEADER_BYTES, dirty_bytes_max)
+        self.dirty_bytes = 0
+        self.files: dict[int, FileData] = {}
+        self.on_lost: Callable[[Inode], None] = lambda inode: None
+
+    @contextmanager
+    def locked(self, inode: Inode) -> Iterator[FileData]:
+        """The inode's FileData with its lock held, made if there is none.
+
+        A FileData that nobody needs is taken off its inode; so look again once it is locked."""
+        while True:
+            data = inode.data
+            if not isinstance(data, FileData):
+                with self._index.lock:
+                    if not isinstance(inode.data, FileData):
+                        inode.data = FileData(inode)
+                continue
+            with data.lock:
+                if inode.data is data:
+                    yield data
+                    self.detach_if_idle(data)
+                    return
+
+    def detach_if_idle(self, data: FileData) -> None:
+        """Takes a FileData off its inode when nothing needs it.  Requires: data.lock is held."""
+        if not (data.opens or data.has_unwritten or data.error):
+            data.inode.data = None
+
+    def free_bytes(self) -> int:
+        """Payload bytes that can still be written, as the stores last told."""
+        free = self._scatter.free.values()
+        replicas = max(1, self._index.geometry.replicas)
+        return max(0, min(free, default=0) * len(free) // replicas - self.dirty_bytes)
+
+    def admit(self, size: int) -> None:
+        """Waits until `size` more dirty bytes fit.  Takes no other lock.
+
+        Raises FullError when the stores have no room for them.
+        """
+        if self.free_bytes() < size:
+            self._make_room(True)
+            if self.free_bytes() < size:
+                raise FullError("no space left on the stores; delete files or add workers")
+        if self.dirty_bytes + size <= self._dirty_bytes_max:
+            return
+        deadline = time.monotonic() + REQUEST_TIMEOUT_S
+        with self._room:
+            while self.dirty_bytes + size > self._dirty_bytes_max and self.dirty_bytes:
+                self._make_room(False)
+                if not self._room.wait(min(1.0, deadline - time.monotonic() + 0.01)) and (
+                    time.monotonic() > deadline
+                ):
+                    raise MpifsError("workers do not take data: write-back is stuck", errno.EIO)
+
+    def write(self, data: FileData, source: memoryview, offset: int) -> None:
+        """Takes bytes into the dirty chunks; sends chunks that have become full.
+
+        Requires: data.lock is held, admit() was called.
+        """
+        inode = data.inode
+        chunk_size = inode.chunk_size
+        end = offset + len(source)
+        if offset > inode.size:
+            self.extend(data)
+        for extent in extents(offset, len(source), chunk_size):
+            buffer = self._open_buffer(data, extent.chunk, extent.start, extent.length)
+            buffer.write(extent.start, source[extent.position : extent.position + extent.length])
+            inode.size = max(inode.size, min(end, extent.chunk * chunk_size + buffer.length))
+            if buffer.written == [(0, chunk_size)]:
+                self.submit(data, [buffer])
+
+    def extend(self, data: FileData) -> None:
+        """The file is about to grow past its end: bytes of the last stored chunk beyond the old
+        end (left by a truncate) must read as zeros from now on.  Requires: data.lock is held."""
+        inode = data.inode
+        chunk, end = divmod(inode.size, inode.chunk_size)
+        if not end or chunk in data.dirty:
+            return
+        flying = data.on_its_way(chunk)
+        ref = self._index.ref(inode, chunk) if flying is None else None
+        if (flying and flying.length > end) or (ref and ref.length > end):
+            self._open_buffer(data, chunk, end, 0)
+
+    def zero(self, data: FileData, offset: int, end: int) -> None:
+        """Makes [offset, end) read as zeros: whole chunks become holes, edges are written.
+
+        Requires: data.lock is held, admit() was called for the edges, end <= inode.size.
+        """
+        inode = data.inode
+        for extent in extents(offset, end - offset, inode.chunk_size):
+            is_whole = extent.start == 0 and (
+                extent.length == inode.chunk_size
+                or extent.chunk * inode.chunk_size + extent.length >= inode.size
+            )
+            if is_whole:
+                self._discard(data, extent.chunk, extent.chunk)
+            elif (
+                extent.chunk in data.dirty
+                or data.on_its_way(extent.chunk)
+                or self._index.ref(inode, extent.chunk)
+            ):
+                buffer = self._open_buffer(data, extent.chunk, extent.start, extent.length)
+                buffer.write_zeros(extent.start, extent.start + extent.length)
+
+    def truncate(self, data: FileData, size: int) -> None:
+        """Sets the size, both ways.  Requires: data.lock is held."""
+        inode = data.inode
+        if size > inode.size:
+            self.extend(data)
+        elif size < inode.size:
+            keep, part = divmod(size, inode.chunk_size)
+            self._discard(data, keep if part == 0 else keep + 1, None)
+            if part and keep in data.dirty:
+                data.dirty[keep].truncate(part)
+        inode.size = size
+        inode.stable_size = min(inode.stable_size, size)
+        if not data.has_unwritten:
+            inode.stable_size = size
+        self._unpin_if_idle(data)
+
+    def _discard(self, data: FileData, first: int, last: int | None) -> None:
+        """Drops chunks `first` to `last` (None: to the end), dirty, in flight and stored."""
+
+        def inside(chunk: int) -> bool:
+            return chunk >= first and (last is None or chunk <= last)
+
+        for chunk in [chunk for chunk in data.dirty if inside(chunk)]:
+            self._drop(data.dirty.pop(chunk))
+        for buffer in data.in_flight:
+            if inside(buffer.chunk):
+                buffer.is_cancelled = True
+        while self._index.drop_refs(data.inode, first, last):
+            pass
+
+    def _open_buffer(self, data: FileData, chunk: int, start: int, length: int) -> ChunkBuffer:
+        """The dirty buffer of a chunk, with room for [start, start + length)."""
+        inode = data.inode
+        buffer = data.dirty.get(chunk)
+        end = start + length
+        if buffer is None:
+            below = max(0, inode.size - chunk * inode.chunk_size)
+            flying = data.on_its_way(chunk) if below else None
+            ref = self._index.ref(inode, chunk) if below and flying is None else None
+            base_length = flying.length if flying else ref.length if ref else 0
+            limit = min(base_length, below)
+            size = self._capacity(inode, max(end, limit))
+            buffer = ChunkBuffer(chunk, self._take(size), time.monotonic())
+            buffer.set_base(ref, flying, limit)
+            data.dirty[chunk] = buffer
+            if inode.ino not in self.files:
+                self._index.pin(inode)
+                self.files[inode.ino] = data
+                self._on_dirty()
+        elif end > buffer.capacity:
+            size = self._capacity(inode, end)
+            old = buffer.grow(self._take(size))
+            self._give(old)
+        return buffer
+
+    @staticmethod
+    def _capacity(inode: Inode, end: int) -> int:
+        """Small files get small buffers; a growing one soon gets a whole chunk's."""
+        if end <= _SMALLEST_BUFFER:
+            return min(_SMALLEST_BUFFER, inode.chunk_size)
+        if end <= _SMALLEST_BUFFER * 16:
+            return min(_SMALLEST_BUFFER * 16, inode.chunk_size)
+        return inode.chunk_size
+
+    def _take(self, size: int) -> bytearray:
+        buffer = self._pool.take(size)
+        with self._room:
+            self.dirty_bytes += len(buffer)
+        return buffer
+
+    def _give(self, buffer: bytearray) -> None:
+        with self._room:
+            self.dirty_bytes -= len(buffer)
+            self._room.notify_all()
+        self._pool.give(buffer)
+
+    def _drop(self, buffer: ChunkBuffer) -> None:
+        self._give(buffer.buffer)
+
+    def submit(self, data: FileData, buffers: Iterable[ChunkBuffer]) -> None:
+        """Freezes dirty chunks and sends them, lower ones that also extend the file first.
+
+        Requires: data.lock is held.
+        """
+        inode = data.inode
+        chosen = {buffer.chunk: buffer for buffer in buffers}
+        grown = inode.stable_size // inode.chunk_size
+        highest = max(chosen, default=-1)
+        if highest >= grown:
+            chosen.update(
+                (chunk, buffer)
+                for chunk, buffer in data.dirty.items()
+                if grown <= chunk < highest
+            )
+        outgoing = []
+        for chunk in sorted(chosen):
+            buffer = chosen[chunk]
+            try:
+                self._reader.fill(inode, buffer)
+            except OSError as error:
+                data.error = error
+                log.error("%s: chunk %d is lost: %s", self._name(inode), chunk, error)
+                self._drop(data.dirty.pop(chunk))
+                self._unpin_if_idle(data)
+                continue
+            outgoing.append(self._freeze(data, buffer))
+        self._scatter.submit_many(outgoing)
+
+    def _freeze(self, data: FileData, buffer: ChunkBuffer) -> Outgoing:
+        inode = data.inode
+        item = Outgoing(
+            ChunkKey(inode.ino, buffer.chunk, self._index.next_generation()),
+            buffer.buffer,
+            buffer.length,
+            place(inode.start, buffer.chunk, inode.replicas, self._stores()),
+            lambda item, error: self._arrived(data, buffer, item, error),
+        )
+        buffer.outgoing = item
+        data.in_flight.append(buffer)
+        del data.dirty[buffer.chunk]  # afterwards, for readers that look without the lock
+        return item
+
+    def _arrived(
+        self, data: FileData, buffer: ChunkBuffer, item: Outgoing, error: OSError | None
+    ) -> None:
+        """On the scatter thread: one chunk is durable, or could not be stored."""
+        inode = data.inode
+        lost = False
+        with data.lock:
+            buffer.is_done = True
+            if error is not None:
+                data.error = error
+                lost = not buffer.is_cancelled
+                buffer.is_cancelled = True
+                self._index.add_garbage(item.key, item.stores)
+            while data.in_flight and data.in_flight[0].is_done:
+                self._apply(data, data.in_flight[0])
+                data.in_flight.popleft()  # after its ref is in: readers look without the lock
+            if lost:
+                self._forget_lost(data, buffer.chunk)
+            self._advance(data)
+            self._unpin_if_idle(data)
+            if not data.in_flight:
+                data.idle.notify_all()
+        if lost:
+            self.on_lost(inode)
+
+    def _apply(self, data: FileData, buffer: ChunkBuffer) -> None:
+        """Takes the ref of a durable chunk into the index, or its garbage."""
+        item = buffer.outgoing
+        assert isinstance(item, Outgoing)
+        inode = data.inode
+        follower = data.dirty.get(buffer.chunk)
+        if follower is not None and follower.base is buffer:
+            follower.fill(buffer.view(0, buffer.length))
+        if item.error is None:
+            if buffer.is_cancelled:
+                self._index.add_garbage(item.key, item.stores)
+            else:
+                ref = ChunkRef(item.key.generation, item.length, item.checksum, item.stores)
+                self._index.set_refs(inode, [(buffer.chunk, ref)])
+        self._give(buffer.buffer)
+
+    def _advance(self, data: FileData) -> None:
+        """Moves stable_size up to what is durable without a gap."""
+        inode = data.inode
+        size = inode.size
+        if data.has_unwritten:
+            chunk_size = inode.chunk_size
+            grown = inode.stable_size // chunk_size
+            waiting = [b.chunk for b in data.in_flight if not b.is_cancelled]
+            waiting += [b.chunk for b in data.dirty.values()]
+            lowest = min((c for c in waiting if c >= grown), default=None)
+            if lowest is not None:
+                size = min(size, lowest * chunk_size)
+        if size > inode.stable_size:
+            inode.stable_size = size
+        self._index.touch(inode)
+
+    def _forget_lost(self, data: FileData, chunk: int) -> None:
+        """A chunk could not be stored: the file falls back to its last durable state there; what
+        would have made it longer is taken off, so that no hole stands where bytes were written."""
+        inode = data.inode
+        if (chunk + 1) * inode.chunk_size > inode.stable_size < inode.size:
+            self.truncate(data, max(inode.stable_size, chunk * inode.chunk_size))
+
+    def _unpin_if_idle(self, data: FileData) -> None:
+        """Requires: data.lock is held."""
+        if not data.has_unwritten and self.files.pop(data.inode.ino, None) is not None:
+            data.closing = False
+            self._index.unpin(data.inode)
+            self.detach_if_idle(data)
+
+    def flush(self, data: FileData) -> None:
+        """Starts sending everything dirty of a file."""
+        with data.lock:
+            if data.dirty:
+                self.submit(data, list(data.dirty.values()))
+
+    def wait(self, data: FileData) -> None:
+        """Waits until nothing of the file is on its way.  Raises MpifsError at the deadline."""
+        deadline = time.monotonic() + REQUEST_TIMEOUT_S * 2
+        with data.lock:
+            while data.in_flight:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise MpifsError(f"{self._name(data.inode)}: workers do not take its data")
+                data.idle.wait(left)
+
+    def _name(self, inode: Inode) -> str:
+        return self._index.path_of(inode.ino).decode(errors="backslashreplace")
+
+    def is_tight(self) -> bool:
+        """Whether the stores are so full that a close had better wait for its data."""
+        return self.free_bytes() < 4 * self._dirty_bytes_max
