@@ -25,7 +25,16 @@ _META = struct.Struct("=IIQQ" + "IHHQQQQQ" * 2 + "QQ")
 _META_BYTES = _PAGE_HEADER_BYTES + _META.size
 _NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
+_NO_ACCESS = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ELOOP,
+)
 
 
 def check_file(path: str) -> None:
@@ -73,6 +82,15 @@ def has_content(path: str) -> bool:
         return os.stat(path).st_size > 0
     except FileNotFoundError:
         return False
+    except OSError as error:
+        raise disk_failure(error, error.errno, path) from error
+
+
+def make_folder(path: str) -> None:
+    """Makes a folder for its owner alone, if it is not there."""
+    try:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+        os.chmod(path, 0o700)
     except OSError as error:
         raise disk_failure(error, error.errno, path) from error
 

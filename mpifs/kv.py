@@ -42,6 +42,7 @@ from mpifs.datafile import (
     disk_free_bytes,
     grow_file,
     has_content,
+    make_folder,
 )
 
 Sync = Literal["full", "relaxed"]
@@ -195,8 +196,7 @@ class Environment:
         self._writer_thread = 0
         self._file = os.path.join(path, DATA_NAME)
         if create:
-            os.makedirs(path, mode=0o700, exist_ok=True)
-            os.chmod(path, 0o700)
+            make_folder(path)
         is_new = not has_content(self._file)
         if is_new and not create:
             raise FormatError(f"{self._file} is missing or empty; run mpifs fsck")
@@ -264,23 +264,25 @@ class Environment:
         """
         used = self.used_bytes()
         least = used + needed_bytes + KV_SLACK_BYTES
-        if self._allocated >= least:
+        start = max(used, self._allocated)
+        if start >= least:
             return
         wanted = least
         free = disk_free_bytes(self.path)
         ahead = min(PREALLOCATE_BYTES, max(used, needed_bytes))
         if free > 4 * ahead:
             wanted = max(least, used + ahead)
-        if free > wanted - self._allocated and (
-            not self._preallocate or grow_file(self._fd, self._allocated, wanted)
-        ):
-            self._allocated = wanted if self._preallocate else self._allocated
+        if free > wanted - start and (not self._preallocate or grow_file(self._fd, start, wanted)):
+            self._allocated = wanted if self._preallocate else start
         elif self.reusable_bytes() < 2 * needed_bytes:
             raise FullError(f"the disk of {self.path} is full")
 
     def used_bytes(self) -> int:
         """Length of the part of the file that LMDB has used so far."""
-        return (self._environment.info()["last_pgno"] + 1) * self._page_bytes
+        try:
+            return (self._environment.info()["last_pgno"] + 1) * self._page_bytes
+        except lmdb.Error as error:
+            raise _failure(error, self.path) from error
 
     def reusable_bytes(self) -> int:
         """Estimate of freed pages inside the used part (fragmented ones included)."""
@@ -311,18 +313,23 @@ class Environment:
 
     def readers(self) -> int:
         """Number of read transactions open in all threads."""
-        fields = (line.split() for line in self._environment.readers().splitlines()[1:])
+        try:
+            lines = self._environment.readers().splitlines()[1:]
+        except lmdb.Error:
+            return 0  # closed
+        fields = (line.split() for line in lines)
         return sum(1 for pid, *_, txnid in fields if int(pid) == os.getpid() and txnid.isdigit())
 
     def close(self) -> bool:
         """Closes it.  False if a read transaction is open: then the map stays until the end of
-        the process, because reading a view into a closed map would crash it.
+        the process, because reading a view into a closed map would crash it.  May be repeated.
 
         Requires: no write transaction is open.
         """
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        if self._fd < 0:
+            return True
+        os.close(self._fd)
+        self._fd = -1
         if self.readers():
             _kept.append(self._environment)
             return False

@@ -24,16 +24,25 @@ from tests.mount.harness import PREFIX, Guard, Volume, mpifs, sweep, sweep_stale
 LIMIT_S = 60.0
 SHARED_CHUNK = {"fuse3": 64 * 1024, "fuse2": 1024 * 1024, "plain": 64 * 1024}
 
-settings.register_profile("mpifs", deadline=None, database=None, print_blob=True,
-                          suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+settings.register_profile(
+    "mpifs",
+    deadline=None,
+    database=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
 settings.load_profile("mpifs")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Options of the mount suites."""
-    parser.addoption("--plain", action="store_true", default=os.environ.get("MPIFS_TEST_PLAIN") == "1")
+    parser.addoption(
+        "--plain", action="store_true", default=os.environ.get("MPIFS_TEST_PLAIN") == "1"
+    )
     parser.addoption("--bindings", default=os.environ.get("MPIFS_TEST_BINDINGS", "fuse3,fuse2"))
-    parser.addoption("--slow", action="store_true", default=os.environ.get("MPIFS_TEST_SLOW") == "1")
+    parser.addoption(
+        "--slow", action="store_true", default=os.environ.get("MPIFS_TEST_SLOW") == "1"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -61,7 +70,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Skips by option, and a time limit of pytest's own above the guard's."""
     chosen = variants(config)
     for item in items:
-        if chosen == ["plain"] and ("volume" in item.fixturenames or item.get_closest_marker("not_plain")):  # type: ignore[attr-defined]
+        if chosen == ["plain"] and (
+            "volume" in item.fixturenames or item.get_closest_marker("not_plain")
+        ):  # type: ignore[attr-defined]
             item.add_marker(pytest.mark.skip(reason="needs a mount"))
         callspec = getattr(item, "callspec", None)
         second = callspec is not None and callspec.params.get("variant", chosen[0]) != chosen[0]
@@ -126,7 +137,13 @@ class Shared:
         if not self.volume:
             self._count += 1
             mkfs = ("--chunk-size", str(SHARED_CHUNK[self.variant]))
-            self.volume = Volume(self.root / f"{self.variant}-{self._count}", self.root, workers=3, binding=self.variant, mkfs=mkfs)
+            self.volume = Volume(
+                self.root / f"{self.variant}-{self._count}",
+                self.root,
+                workers=3,
+                binding=self.variant,
+                mkfs=mkfs,
+            )
             self.volume.make().mount()
         return self.volume.mnt
 

@@ -88,6 +88,9 @@ SYMLINKS_MAX = 40  # links followed in one path, as Linux does (MAXSYMLINKS).
 # Reserved ranges of numbers that must never be reused, committed ahead of their use.
 NUMBER_RESERVE = 2**20
 
+# Work of one call of the index on huge files.
+DROP_COUNT_MAX = 4096  # refs dropped with the index's lock held: about 10 ms.
+
 # LMDB.
 MAP_BYTES = 1 << 44  # 16 TiB of address space, costs nothing until used; set once.
 MAP_BYTES_FALLBACK = 1 << 37  # where the address space is limited (ulimit -v).

@@ -17,6 +17,9 @@ Generation = NewType("Generation", int)
 
 ROOT_INODE = InodeId(1)
 
+TIME_NOW = -(2**63)
+"""As a time in ns: the present, when it is set (UTIME_NOW).  No clock shows it."""
+
 
 class ChunkKey(NamedTuple):
     """Names one immutable stored chunk."""

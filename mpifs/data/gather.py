@@ -41,7 +41,8 @@ class Gather:
         """The verified payload, a view of `into` behind its first 64 bytes.
 
         Tries the replicas in turn, starting with another one each time so that they share the
-        load.  Raises DamageError when none of them has the chunk as the index knows it.
+        load.  After a failure a late reply may still arrive in `into`, so the next try gets a
+        buffer of its own: the view returned says (`.obj`) where the bytes are.  Raises DamageError when none of them has the chunk as the index knows it.
         Requires: len(into) >= 64 + ref.length.
         """
         stores = ref.stores
@@ -56,13 +57,12 @@ class Gather:
                 sentence = str(error)
                 sentences.append(sentence)
                 self._on_damage(key, store, sentence)
+                into = bytearray(len(into))
         raise DamageError(
             f"chunk {key.chunk} of inode {key.inode} cannot be read: " + "; ".join(sentences)
         )
 
-    def _fetch_from(
-        self, store: int, key: ChunkKey, ref: ChunkRef, into: bytearray
-    ) -> memoryview:
+    def _fetch_from(self, store: int, key: ChunkKey, ref: ChunkRef, into: bytearray) -> memoryview:
         size = _ROOM + ref.length
         reply = self._client.call(
             self._rank_of(store),

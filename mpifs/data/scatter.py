@@ -141,9 +141,7 @@ class Scatter:
     def _pack(self, batches: dict[int, _Batch], store: int, item: Outgoing) -> None:
         size = image.padded(_ROOM + item.length)
         batch = batches.get(store)
-        if batch and (
-            batch.size + size > BATCH_BYTES_MAX or len(batch.items) >= BATCH_COUNT_MAX
-        ):
+        if batch and (batch.size + size > BATCH_BYTES_MAX or len(batch.items) >= BATCH_COUNT_MAX):
             self._start_batch(store, batch)
             batch = None
         if batch is None:
@@ -180,7 +178,7 @@ class Scatter:
                 self.free[store] = pending.wait().header.free
             except OSError as failure:
                 error = failure
-            if owned is not None:
+            if owned is not None and error is None:  # else MPI may still read it
                 self._bodies.give(owned)
             self._finish(store, items, error)
         return True

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from enum import Enum
 from itertools import islice
 from operator import itemgetter
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 K = TypeVar("K", bound=Any)
 V = TypeVar("V")
@@ -135,6 +135,8 @@ class Table(Generic[K, V]):
         """Number of rows in the sealed layer."""
         return sum(map(len, self.sealed.values()))
 
+
+AnyTable: TypeAlias = "Table[Any, Any]"
 
 _first = itemgetter(0)
 

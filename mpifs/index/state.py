@@ -14,7 +14,7 @@ from mpifs.core.records import Counters
 from mpifs.core.superblock import Superblock
 from mpifs.core.types import ChunkKey, ChunkRef, StoreEntry
 from mpifs.index.inode import Inode
-from mpifs.index.memtable import Table
+from mpifs.index.memtable import AnyTable, Table
 from mpifs.index.numbers import NumberRange
 from mpifs.kv import Environment
 
@@ -51,9 +51,7 @@ class State:
         self._dentries: Table[bytes, int] = Table(
             records.DENTRIES, records.name_key, _encode_dentry
         )
-        self._refs: Table[int, ChunkRef] = Table(
-            records.REFS, records.ref_key, records.encode_ref
-        )
+        self._refs: Table[int, ChunkRef] = Table(records.REFS, records.ref_key, records.encode_ref)
         self._xattrs: Table[bytes, bytes] = Table(
             records.XATTRS, records.name_key, records.encode_xattr
         )
@@ -61,8 +59,7 @@ class State:
         self._garbage: Table[ChunkKey, tuple[int, ...]] = Table(
             records.GARBAGE, _garbage_key, records.encode_garbage
         )
-        self._tables: tuple[Table[bytes, int] | Table[int, ChunkRef] | Table[bytes, bytes]
-            | Table[int, bool] | Table[ChunkKey, tuple[int, ...]], ...] = (
+        self._tables: tuple[AnyTable, ...] = (
             self._dentries,
             self._refs,
             self._xattrs,
@@ -114,9 +111,7 @@ class State:
         numbers.raise_limit()
         limit = numbers.wanted
         with self._env.write() as transaction:
-            transaction.put(
-                records.META, numbers.key, records.encode_number(numbers.key, limit)
-            )
+            transaction.put(records.META, numbers.key, records.encode_number(numbers.key, limit))
         numbers.settle(limit)
         return numbers.take()
 

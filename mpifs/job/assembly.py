@@ -16,7 +16,7 @@ from mpifs.core.types import ChunkKey
 from mpifs.data.gather import Gather
 from mpifs.data.reclaim import Reclaim
 from mpifs.data.scatter import Scatter
-from mpifs.index.facade import Index
+from mpifs.index.index import Index
 from mpifs.transport.client import Client
 from mpifs.transport.endpoint import Endpoint
 from mpifs.vfs.cache import ChunkCache

@@ -26,9 +26,11 @@ from mpifs.job.folder import VolumeFolder
 from mpifs.job.mounts import mount_at
 
 SUPERVISOR_PROGRAM = ["-m", "mpifs.job.supervise"]
+FATAL_PREFIX = "mpifs: "  # how a rank that gives up begins its last line.
 POLL_S = 0.02
 END_TIMEOUT_S = supervise.EXIT_GRACE_S + 10.0  # an interrupted start: to the supervisor's end.
 _STAT_TIMEOUT_S = 5.0
+_LOOK_S = 0.5  # how often the log is searched for a rank's last words while starting.
 
 
 class InterruptedStartError(StartError):
@@ -72,13 +74,13 @@ def in_use(folder: VolumeFolder, state: job_state.State) -> InUseError:
     return InUseError(f"{folder.path} is in use by {who}; try again when that has ended")
 
 
-def prepare(config: JobConfig) -> JobConfig:
-    """Gives a configuration its job id and session folder and records the new job.
+def prepare(config: JobConfig, *, is_own: bool = True) -> JobConfig:
+    """Gives a configuration its job id and (`is_own`) session folder and records the new job.
 
     Requires: the caller holds the volume.
     """
     fields = {name: getattr(config, name) for name in JobConfig.__dataclass_fields__}
-    fields |= {"job": uuid.uuid4().hex, "scratch": leftovers.make_scratch()}
+    fields |= {"job": uuid.uuid4().hex, "scratch": leftovers.make_scratch() if is_own else ""}
     ready = JobConfig(**fields)
     supervise.rotate_log(ready.folder)
     job_config.write(ready)
@@ -134,6 +136,7 @@ def _spawn(config: JobConfig, lock: int) -> subprocess.Popen[bytes]:
 
 def _await(config: JobConfig, supervisor: subprocess.Popen[bytes], log_start: int) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
+    next_look, has_seen_error = 0.0, False
     while True:
         has_exited = supervisor.poll() is not None
         state = job_state.read(config.folder)
@@ -144,6 +147,11 @@ def _await(config: JobConfig, supervisor: subprocess.Popen[bytes], log_start: in
             return
         if has_exited or name in job_state.ENDED:
             raise StartError(_reason(config.folder, state, log_start))
+        if time.monotonic() > next_look:  # a worker that cannot start does not end the others.
+            next_look = time.monotonic() + _LOOK_S
+            if has_seen_error:
+                raise StartError(_reason(config.folder, state, log_start))
+            has_seen_error = bool(fatal_words(config.folder, log_start))
         if time.monotonic() > deadline:
             reason = f"not ready within {START_TIMEOUT_S:g} s"
             last = last_words(config.folder, log_start)
@@ -159,21 +167,30 @@ def _reason(folder: VolumeFolder, state: job_state.State, log_start: int) -> str
     return f"{reason or 'the ranks did not start'} (log: {folder.log})"
 
 
-def last_words(folder: VolumeFolder, start: int) -> str:
-    """The line of the log since `start` that most likely says what went wrong."""
+def _lines(folder: VolumeFolder, start: int) -> list[str]:
     try:
         with open(folder.log, "rb") as file:
             file.seek(start)
             text = file.read(1 << 20).decode("utf-8", "replace")
     except OSError:
-        return ""
+        return []
     lines = [line.strip() for line in text.splitlines()]
-    lines = [line for line in lines if line and set(line) - set("-=*") and " launcher: " not in line]
-    for line in lines:  # the first error of a rank causes the others.
-        if line.startswith("mpifs: "):
-            return line.removeprefix("mpifs: ")
+    return [line for line in lines if set(line) - set("-=* ") and " launcher: " not in line]
+
+
+def fatal_words(folder: VolumeFolder, start: int) -> str:
+    """What the first rank that gave up since `start` said, or ""; it causes the others' errors."""
+    for line in _lines(folder, start):
+        if line.startswith(FATAL_PREFIX):
+            return line.removeprefix(FATAL_PREFIX)
+    return ""
+
+
+def last_words(folder: VolumeFolder, start: int) -> str:
+    """The line of the log since `start` that most likely says what went wrong."""
+    lines = _lines(folder, start)
     errors = [line for line in lines if "rror" in line]
-    return (errors or lines or [""])[-1]
+    return fatal_words(folder, start) or (errors or lines or [""])[-1]
 
 
 def _await_mount(config: JobConfig, deadline: float) -> None:

@@ -10,11 +10,10 @@ import contextlib
 import errno
 import os
 import re
-import shutil
-import subprocess
 from dataclasses import dataclass
 
 from mpifs.core.errors import InUseError, PosixError
+from mpifs.fuse import kernel_mounts
 
 KINDS = ("fuse.mpifs", "fuseblk.mpifs")
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
@@ -98,16 +97,10 @@ def is_dead(path: str) -> bool:
 
 def unmount(path: str, *, lazy: bool) -> str:
     """Takes the mount at `path` away; returns "" or the reason why not."""
-    tool = next((t for t in ("fusermount3", "fusermount") if shutil.which(t)), None)
-    if tool is None:
+    code = kernel_mounts.unmount(path, lazy=lazy)
+    if code == errno.ENOENT:
         return "fusermount3 is missing; install the package fuse3"
-    command = [tool, "-u", *(["-z"] if lazy else []), "--", path]
-    result = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, timeout=30, check=False
-    )
-    if result.returncode == 0:
-        return ""
-    return result.stderr.decode("utf-8", "replace").strip() or "fusermount3 failed"
+    return os.strerror(code) if code else ""
 
 
 def clear_dead(path: str) -> bool:

@@ -132,7 +132,7 @@ def lock_folder(folder: str) -> int:
         os.close(fd)
         if error.errno in (errno.EAGAIN, errno.EACCES):
             raise InUseError(
-                f"{folder} is in use by process {owner or 'unknown'}; unmount the volume there first"
+                f"{folder} is in use by process {owner or '?'}; unmount the volume there first"
             ) from None
         raise _failure(error, path) from error
     return fd

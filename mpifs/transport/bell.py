@@ -15,7 +15,6 @@ import secrets
 import select
 import socket
 import threading
-import time
 
 _SELECT_FILES_MAX = 1024
 """FD_SETSIZE: select(2), which alone sleeps for less than a millisecond, takes no file above it."""
@@ -54,17 +53,6 @@ class SocketBell:
 
     def __del__(self) -> None:
         self._socket.close()
-
-
-class Deaf:
-    """Stands for a bell where nobody near can ring: waiting on it is sleeping."""
-
-    address = b""
-
-    def wait(self, timeout_s: float) -> bool:
-        """Sleeps."""
-        time.sleep(timeout_s)
-        return False
 
 
 class Bells:

@@ -95,7 +95,12 @@ class Endpoint(Protocol):
     def size(self) -> int: ...
 
     def isend(self, dest: int, tag: int, data: Buffer) -> Operation:
-        """Starts to send; `data` must stay as it is until the operation is complete."""
+        """Starts to send; `data` must stay as it is until the operation is complete.
+
+        The caller keeps the operation till then: with it the reference to `data` is dropped, and
+        the peer would receive what has since come to lie there (MPICH does so for short messages
+        to oneself).
+        """
         ...
 
     def irecv(self, source: int, tag: int, into: bytearray | memoryview) -> Operation:

@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mpifs.core.checksum import Buffer
 from mpifs.core.errors import MpifsError, PeerDeadError, ProtocolError, StartError
-from mpifs.transport.bell import Bells, Deaf, SocketBell, place
+from mpifs.transport.bell import Bells, SocketBell, place
 from mpifs.transport.endpoint import PROBE_COUNT, Incoming, Operation, is_request_tag
 
 if TYPE_CHECKING:
@@ -53,18 +54,6 @@ def library_name() -> str:
     return " ".join(words[:3])
 
 
-def is_fault_tolerant() -> bool:
-    """Whether a job survives the death of a rank: Open MPI started with `--with-ft ulfm`."""
-    mpi = _load()
-    if not mpi.Get_library_version().startswith("Open MPI") or not mpi.Is_initialized():
-        return False
-    try:
-        mpi.COMM_SELF.Get_failed().Free()
-    except (mpi.Exception, NotImplementedError):
-        return False
-    return os.environ.get("OMPI_MCA_mpi_ft_enable", "1").lower() not in ("0", "false")
-
-
 def _load() -> Any:
     """The module mpi4py.MPI, without starting the library."""
     import mpi4py
@@ -95,15 +84,23 @@ def connect() -> MpiEndpoint:
     return MpiEndpoint(mpi, mpi.COMM_WORLD)
 
 
+_PEER = struct.Struct("<128s256s16s")
+"""What ranks tell each other at the start: place, host name, bell of the service loop."""
+
+
+class _Peer(NamedTuple):
+    place: bytes
+    host: str
+    bell: bytes
+
+
 @dataclass(frozen=True)
 class _World:
-    """All that is tied to one set of processes."""
+    """All that is tied to one set of processes; index of `peers` is the rank."""
 
     requests: MPI.Comm
     replies: MPI.Comm
-    places: list[bytes]
-    hosts: list[str]
-    server_bells: list[bytes]
+    peers: list[_Peer]
 
 
 class MpiOperation:
@@ -159,34 +156,130 @@ class MpiIncoming:
 
 
 class MpiEndpoint:
-    """See endpoint.Endpoint.  `_dead` only grows while a world lasts; it is guarded by `_lock`."""
+    """See endpoint.Endpoint.  `_dead` only grows while a world lasts; guarded by `_lock`."""
 
     def __init__(self, mpi: Any, communicator: MPI.Comm) -> None:
         self._mpi = mpi
         self.Exception: type[MPI.Exception] = mpi.Exception
-        """The exception class of the library, for the operations' except clauses."""
-        self.rank: int = communicator.rank
-        self.size: int = communicator.size
+        """The library's exception class, for the except clauses of the operations."""
+        self._deaths = {
+            getattr(mpi, name)
+            for name in ("ERR_PROC_FAILED", "ERR_PROC_FAILED_PENDING", "ERR_REVOKED")
+            if hasattr(mpi, name)
+        }
         self._bells = Bells()
         self._lock = threading.Lock()
         self._dead: frozenset[int] = frozenset()
-        self._world = self._join(communicator)
-        self._requests = self._world.requests
-        self._replies = self._world.replies
-        here = self._world.places[self.rank]
-        self._near = [there == here for there in self._world.places]
-        self._server_bell = self._bells.server if any(
-            near for rank, near in enumerate(self._near) if rank != self.rank or self.size == 1
-        ) else Deaf()
-        self._death_codes = _codes(mpi, "ERR_PROC_FAILED", "ERR_PROC_FAILED_PENDING", "ERR_REVOKED")
+        self._enter(_join(mpi, communicator, self._bells.server.address))
 
-    def _join(self, communicator: MPI.Comm) -> _World:
-        """Makes the two communicators and tells all ranks of each other.  Collective."""
-        requests, replies = communicator.Dup(), communicator.Dup()
-        for made in (requests, replies):
-            made.Set_errhandler(self._mpi.ERRORS_RETURN)
-        mine = (place(), socket.gethostname(), self._bells.server.address)
-        rows: list[tuple[bytes, str, bytes]] = [
-            _unpack_row(row) for row in _exchange(communicator, self._mpi, _pack_row(*mine))
-        ]
-        return _World(requests, replies, *(list(column) for column in zip(*rows)))  # type: ignore[arg-type]
+    def _enter(self, world: _World) -> None:
+        """Makes `world` the one that every call uses."""
+        self._world = world
+        self._requests = world.requests
+        self._replies = world.replies
+        self.rank: int = world.requests.rank
+        self.size: int = world.requests.size
+        here = world.peers[self.rank].place
+        self._near = [peer.place == here for peer in world.peers]
+
+    def isend(self, dest: int, tag: int, data: Buffer) -> Operation:
+        """See endpoint.Endpoint."""
+        communicator = self._requests if is_request_tag(tag) else self._replies
+        try:
+            return MpiOperation(self, communicator.Isend(data, dest, tag), dest)
+        except self.Exception as error:
+            raise self.translated(error, dest) from None
+
+    def irecv(self, source: int, tag: int, into: bytearray | memoryview) -> Operation:
+        """See endpoint.Endpoint."""
+        try:
+            return MpiOperation(self, self._replies.Irecv(into, source, tag), source)
+        except self.Exception as error:
+            raise self.translated(error, source) from None
+
+    def probe(self) -> Incoming | None:
+        """See endpoint.Endpoint."""
+        status = self._mpi.Status()
+        try:
+            for _ in range(PROBE_COUNT):
+                message = self._requests.Improbe(status=status)
+                if message is not None:
+                    return MpiIncoming(self, message, status)
+        except self.Exception as error:
+            failure = self.translated(error, -1)
+            if not isinstance(failure, PeerDeadError):
+                raise failure from None
+            self._acknowledge()
+        return None
+
+    def _acknowledge(self) -> None:
+        """Notes who died; from then on probes for any source work again."""
+        with self._lock:
+            try:
+                self._requests.Ack_failed()
+                failed = self._requests.Get_failed()
+            except (self.Exception, NotImplementedError):
+                return
+            everyone = self._requests.Get_group()
+            ranks = self._mpi.Group.Translate_ranks(failed, None, everyone)
+            self._dead |= frozenset(ranks)
+            failed.Free()
+            everyone.Free()
+
+    def translated(self, error: MPI.Exception, peer: int) -> MpifsError:
+        """The library's error as one of mpifs's."""
+        code = error.Get_error_class()
+        if code in self._deaths:
+            if peer >= 0 and code != getattr(self._mpi, "ERR_REVOKED", None):
+                with self._lock:
+                    self._dead |= {peer}
+            return PeerDeadError(peer, "its process has died")
+        if code == self._mpi.ERR_TRUNCATE:
+            return ProtocolError(f"message from rank {peer} is longer than its kind allows")
+        return MpifsError(f"MPI, talking to rank {peer}: {error.Get_error_string()}")
+
+    def bell(self) -> SocketBell:
+        """See endpoint.Endpoint."""
+        return self._bells.of_thread()
+
+    def server_bell(self) -> SocketBell:
+        """See endpoint.Endpoint."""
+        return self._bells.server
+
+    def ring(self, rank: int, address: bytes) -> None:
+        """See endpoint.Endpoint."""
+        if self._near[rank]:
+            self._bells.ring(address or self._world.peers[rank].bell)
+
+    def is_near(self, rank: int) -> bool:
+        """See endpoint.Endpoint."""
+        return self._near[rank]
+
+    def host(self, rank: int) -> str:
+        """See endpoint.Endpoint."""
+        return self._world.peers[rank].host
+
+    def dead(self) -> frozenset[int]:
+        """See endpoint.Endpoint."""
+        return self._dead
+
+    def close(self) -> None:
+        """See endpoint.Endpoint.  Ends MPI for this process."""
+        self._bells.close()
+        if not self._mpi.Is_finalized():
+            self._mpi.Finalize()
+
+
+def _join(mpi: Any, communicator: MPI.Comm, bell: bytes) -> _World:
+    """Makes the two communicators and tells all ranks of each other.  Collective."""
+    requests, replies = communicator.Dup(), communicator.Dup()
+    for made in (requests, replies):
+        made.Set_errhandler(mpi.ERRORS_RETURN)
+    row = _PEER.pack(place(), socket.gethostname().encode(), bell)
+    rows = bytearray(_PEER.size * communicator.size)
+    communicator.Allgather(row, rows)
+    peers = [
+        _Peer(where.rstrip(b"\0"), host.rstrip(b"\0").decode(errors="replace"), ring.rstrip(b"\0"))
+        for where, host, ring in _PEER.iter_unpack(rows)
+    ]
+    return _World(requests, replies, peers)

@@ -20,7 +20,7 @@ from mpifs.core.types import ChunkKey, ChunkRef
 class _Entry:
     """A chunk in the cache; `payload` is None while it is being fetched."""
 
-    __slots__ = ("buffer", "error", "payload", "ready", "users")
+    __slots__ = ("buffer", "error", "is_own", "payload", "ready", "users")
 
     def __init__(self, buffer: bytearray) -> None:
         self.buffer = buffer
@@ -28,6 +28,7 @@ class _Entry:
         self.error: OSError | None = None
         self.ready = threading.Event()
         self.users = 1
+        self.is_own = True
 
 
 class ChunkCache:
@@ -90,7 +91,10 @@ class ChunkCache:
             entry.ready.wait(REQUEST_TIMEOUT_S * max(1, len(ref.stores)))
             return entry
         try:
-            mine.payload = self._fetch(key, ref, mine.buffer)
+            payload = self._fetch(key, ref, mine.buffer)
+            with self._lock:
+                mine.is_own = payload.obj is mine.buffer
+                mine.payload = payload
         except OSError as error:
             mine.error = error
             with self._lock:
@@ -125,4 +129,5 @@ class ChunkCache:
         if entry.payload is not None:
             entry.payload.release()
             entry.payload = None
-            self._pool.give(entry.buffer)
+            if entry.is_own:
+                self._pool.give(entry.buffer)

@@ -17,7 +17,8 @@ from collections.abc import Callable
 from mpifs.core.errors import MpifsError
 from mpifs.core.limits import BATCH_COUNT_MAX, DIRTY_AGE_MAX_S
 from mpifs.data.reclaim import Reclaim
-from mpifs.index.facade import Batch, Index
+from mpifs.index.batch import Batch
+from mpifs.index.index import Index
 from mpifs.vfs.file_data import FileData
 from mpifs.vfs.writeback import WriteBack
 
@@ -52,7 +53,10 @@ class Committer:
         self._barrier: dict[int, FileData] = {}
         self._hidden_at = 0.0
         self._wake = threading.Event()
-        self._is_closing = False
+        self._quit = threading.Event()
+        self._orphan = 0
+        self._seals = 0
+        self._committed = 0
         self.commits = 0
         self.error: OSError | None = None
         self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
@@ -81,10 +85,10 @@ class Committer:
 
     def commit(self) -> None:
         """Makes all changes of the index so far durable.  Raises what the disk says."""
-        wanted = self._index.changes
+        seals = self._seals
         with self._commit_lock:
-            if self._index.committed >= wanted:
-                return
+            if self._committed > seals:
+                return  # another thread sealed after this call began, and has committed
             self._flush_barrier()
             for _ in range(_HIDE_TRIES):
                 with self.rename_gate:
@@ -99,11 +103,13 @@ class Committer:
             if batch is not None:
                 self._index.commit(batch)
                 self.commits += 1
+            self._committed = self._seals
 
     def _seal(self) -> Batch | None:
         """Requires: _commit_lock and rename_gate are held."""
         self._flush_barrier()
         with self._index.lock:
+            self._seals += 1
             return self._index.seal()
 
     def _flush_barrier(self) -> None:
@@ -155,9 +161,8 @@ class Committer:
         left that could go on now."""
         with self._clean_lock:
             more = False
-            with self._index.lock:
-                for ino in self._index.orphans(BATCH_COUNT_MAX):
-                    more = self._index.reap(ino) or more
+            self._orphan = self._purge(self._orphan)
+            more = self._orphan != 0
             garbage = self._index.garbage(BATCH_COUNT_MAX * 4)
             if garbage:
                 gone, free = self._reclaim.delete(garbage)
@@ -167,11 +172,21 @@ class Committer:
                 more = more or len(gone) == len(garbage)
             return more
 
+    def _purge(self, after: int) -> int:
+        """Reaps removed files that nobody has open; where to go on, 0 when all were seen."""
+        with self._index.lock:
+            listed = self._index.orphans(BATCH_COUNT_MAX, after)
+            for ino in listed:
+                inode = self._index.inode(ino)
+                if not inode.pins and not self._index.reap(inode):
+                    return ino - 1
+        return listed[-1] if len(listed) == BATCH_COUNT_MAX else 0
+
     def _run(self) -> None:
-        while not self._is_closing:
+        while not self._quit.is_set():
             self._wake.wait()
             self._wake.clear()
-            if self._is_closing:
+            if self._quit.is_set():
                 return
             time.sleep(self._interval_s / 2)
             try:
@@ -197,22 +212,22 @@ class Committer:
                 log.error("%s", error)
         self.commit()
         rounds = 0
-        while self.clean_up() and rounds < _CLEAN_ROUNDS and not self._is_closing:
+        while self.clean_up() and rounds < _CLEAN_ROUNDS and not self._quit.is_set():
             rounds += 1
             self.commit()
-        if self._writeback.files or self._index.committed < self._index.changes or rounds:
+        if self._writeback.files or rounds:
             self._wake.set()
 
     @staticmethod
     def _is_due(data: FileData, now: float) -> bool:
-        if data.opens == 0 or data.closing:
+        if data.closing or not data.handles:
             return bool(data.dirty)
         oldest = min((b.since for b in list(data.dirty.values())), default=now)
         return now - oldest > DIRTY_AGE_MAX_S
 
     def close(self) -> None:
         """Ends the thread, then flushes and commits everything.  Raises what the disk says."""
-        self._is_closing = True
+        self._quit.set()
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join(10)

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 
 from mpifs.core.errors import PosixError
 from mpifs.core.types import Stat
-from mpifs.index.facade import Index
-from mpifs.index.inodes import Inode
+from mpifs.index.index import Index
+from mpifs.index.inode import Inode
 from mpifs.vfs.aliases import Name
 from mpifs.vfs.files import stat_of
 from mpifs.vfs.handles import DirectoryHandle, Handles

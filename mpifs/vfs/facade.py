@@ -10,15 +10,15 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from mpifs.core.errors import PosixError
 from mpifs.core.limits import PATH_BYTES_MAX, SYMLINK_BYTES_MAX
 from mpifs.core.types import Caller, SpaceUse, Stat
 from mpifs.data.scatter import Scatter
-from mpifs.index.facade import Index
-from mpifs.index.inodes import Inode
+from mpifs.index.index import Index
+from mpifs.index.inode import Inode
 from mpifs.vfs.aliases import Aliases, Name
 from mpifs.vfs.committer import Committer
 from mpifs.vfs.directories import Directories
@@ -37,8 +37,8 @@ NOW: Final = -(2**63)
 class Vfs:
     """One mounted volume.
 
-    `on_change(paths)` is set by the FUSE adapter: it drops the kernel's caches of these names and
-    returns when that is done (bounded).  It is called with no lock held.
+    `on_change(paths, handles)` is set by the FUSE adapter: it drops the kernel's caches of these
+    names and open handles and returns when that is done (bounded).  Called with no lock held.
     """
 
     def __init__(
@@ -51,12 +51,12 @@ class Vfs:
         *,
         noatime: bool = False,
     ) -> None:
-        self.on_change: Callable[[list[bytes]], None] = lambda paths: None
+        self.on_change: Callable[[list[bytes], list[int]], None] = lambda paths, handles: None
         self.index = index
         self.committer = committer
         self.writeback = writeback
         self._scatter = scatter
-        self._reader = reader
+        self.reader = reader
         self._handles = Handles()
         self._hidden = HiddenFiles()
         self._aliases = Aliases(self._drop_names)
@@ -108,14 +108,16 @@ class Vfs:
         if self._aliases:
             names = self._aliases.others(inode.ino, alias)
             if names:
-                self._drop_names(names)
+                data = inode.data
+                handles = list(data.handles) if isinstance(data, FileData) else []
+                self._drop_names(names, handles)
 
-    def _drop_names(self, names: list[Name]) -> None:
+    def _drop_names(self, names: list[Name], handles: Sequence[int] = ()) -> None:
         paths = []
         for parent, name in names:
             folder = self.index.path_of(parent)
             paths.append(folder.rstrip(b"/") + b"/" + name)
-        self.on_change(paths)
+        self.on_change(paths, list(handles))
 
     def _touched(self, inode: Inode, path: bytes | None) -> None:
         """Attributes of an inode have changed through a path."""
@@ -295,9 +297,7 @@ class Vfs:
         if self._aliases and moved is not None:
             self._rename_aliases(moved, replaced, (parent.ino, name), (new_parent.ino, new_name))
 
-    def _rename_aliases(
-        self, moved: Inode, replaced: Inode | None, old: Name, new: Name
-    ) -> None:
+    def _rename_aliases(self, moved: Inode, replaced: Inode | None, old: Name, new: Name) -> None:
         if replaced is not None and replaced is not moved:
             self._aliases.gone(replaced.ino, new)
             self._changed(replaced, None)
@@ -311,7 +311,7 @@ class Vfs:
             return False
         inode = self.index.inode(ino)
         data = inode.data
-        if not isinstance(data, FileData) or not data.opens:
+        if not isinstance(data, FileData) or not data.handles:
             return False
         with self.committer.rename_gate:
             self._hidden.add(hidden, inode)
@@ -339,9 +339,7 @@ class Vfs:
         """pread(2) into a buffer; returns the bytes read."""
         return self.files.read(self._handles.file(fh), into, offset)
 
-    def write(
-        self, fh: int, data: memoryview, offset: int, caller: Caller | None = None
-    ) -> int:
+    def write(self, fh: int, data: memoryview, offset: int, caller: Caller | None = None) -> int:
         """pwrite(2); returns the bytes taken."""
         return self.files.write(self._handles.file(fh), data, offset)
 
@@ -351,9 +349,7 @@ class Vfs:
 
     def release(self, fh: int) -> None:
         """The last close of a handle."""
-        handle = self._handles.file(fh)
-        self._handles.remove(fh)
-        self.files.release(handle)
+        self.files.release(fh)
 
     def fsync(self, fh: int, datasync: bool = False) -> None:
         """fsync(2): returns when data and index are durable."""
@@ -427,7 +423,7 @@ class Vfs:
         free = self.writeback.free_bytes()
         counters = self.index.counters()
         return SpaceUse(
-            free + counters.bytes, free, counters.files, max(free // 4096, 1 if free else 0)
+            free + counters.payload_bytes, free, counters.files, max(free // 4096, 1 if free else 0)
         )
 
     def sync(self) -> None:
@@ -471,7 +467,7 @@ class Vfs:
         try:
             self.committer.close()
         finally:
-            self._reader.close()
+            self.reader.close()
             self._scatter.close()
 
 

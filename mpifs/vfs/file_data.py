@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 
-from mpifs.index.inodes import Inode
+from mpifs.index.inode import Inode
 from mpifs.vfs.chunk_buffer import ChunkBuffer
 
 
@@ -21,11 +21,11 @@ class FileData:
         "closing",
         "dirty",
         "error",
+        "handles",
         "idle",
         "in_flight",
         "inode",
         "lock",
-        "opens",
     )
 
     def __init__(self, inode: Inode) -> None:
@@ -35,7 +35,7 @@ class FileData:
         self.dirty: dict[int, ChunkBuffer] = {}
         self.in_flight: deque[ChunkBuffer] = deque()
         self.error: OSError | None = None
-        self.opens = 0
+        self.handles: set[int] = set()
         self.closing = False
 
     @property

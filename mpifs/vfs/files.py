@@ -12,8 +12,8 @@ from typing import NamedTuple
 from mpifs.core.errors import PosixError
 from mpifs.core.limits import FILE_BYTES_MAX
 from mpifs.core.types import Stat
-from mpifs.index.facade import Index
-from mpifs.index.inodes import Inode
+from mpifs.index.index import Index
+from mpifs.index.inode import Inode
 from mpifs.vfs.aliases import Name
 from mpifs.vfs.committer import Committer
 from mpifs.vfs.file_data import FileData
@@ -89,7 +89,7 @@ class Files:
         number = self._handles.add(handle)
         self._index.pin(inode)
         with self._writeback.locked(inode) as data:
-            data.opens += 1
+            data.handles.add(number)
         if flags & os.O_TRUNC and not is_new and inode.size:
             self.truncate(inode, 0, alias)
         has_aliases = inode.nlink > 1
@@ -241,12 +241,14 @@ class Files:
         data = inode.data
         self._committer.sync_file(data if isinstance(data, FileData) else None)
 
-    def release(self, handle: FileHandle) -> None:
-        """The last close of a handle."""
+    def release(self, number: int) -> None:
+        """The last close of a handle.  Raises EBADF."""
+        handle = self._handles.file(number)
+        self._handles.remove(number)
         inode = handle.inode
         with self._writeback.locked(inode) as data:
-            data.opens -= 1
-            is_last = data.opens == 0
+            data.handles.discard(number)
+            is_last = not data.handles
         self._index.unpin(inode)
         if is_last:
             self._committer.kick()

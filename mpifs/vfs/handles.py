@@ -8,7 +8,7 @@ import os
 
 from mpifs.core.errors import PosixError
 from mpifs.core.limits import HANDLES_MAX
-from mpifs.index.inodes import Inode
+from mpifs.index.inode import Inode
 
 
 class FileHandle:

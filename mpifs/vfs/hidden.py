@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from mpifs.index.inodes import Inode
+from mpifs.index.inode import Inode
 
 _HIDDEN = re.compile(rb"/\.fuse_hidden[0-9a-f]{16}\Z")
 

@@ -10,8 +10,8 @@ from mpifs.core.errors import ChunkMissingError, DamageError
 from mpifs.core.layout import extents
 from mpifs.core.limits import READAHEAD_CHUNKS_MAX
 from mpifs.core.types import ChunkKey, ChunkRef
-from mpifs.index.facade import Index
-from mpifs.index.inodes import Inode
+from mpifs.index.index import Index
+from mpifs.index.inode import Inode
 from mpifs.vfs.cache import ChunkCache
 from mpifs.vfs.chunk_buffer import ChunkBuffer
 from mpifs.vfs.file_data import FileData
@@ -30,7 +30,7 @@ class Reader:
 
     def __init__(self, index: Index, cache: ChunkCache, threads: int) -> None:
         self._index = index
-        self._cache = cache
+        self.cache = cache
         self._queue: deque[tuple[ChunkKey, ChunkRef]] = deque(maxlen=64)
         self._wanted = threading.Semaphore(0)
         self._is_closing = False
@@ -114,7 +114,7 @@ class Reader:
         stored = min(len(into), max(0, ref.length - start))
         if stored:
             key = ChunkKey(ino, chunk, ref.generation)
-            self._cache.copy(key, ref, start, into[:stored])
+            self.cache.copy(key, ref, start, into[:stored])
         if stored < len(into):
             copy_zeros(into[stored:])
 
@@ -149,4 +149,4 @@ class Reader:
                 key, ref = self._queue.popleft()
             except IndexError:
                 continue
-            self._cache.prefetch(key, ref)
+            self.cache.prefetch(key, ref)

@@ -21,8 +21,8 @@ from mpifs.core.limits import REQUEST_TIMEOUT_S
 from mpifs.core.placement import place
 from mpifs.core.types import ChunkKey, ChunkRef
 from mpifs.data.scatter import Outgoing, Scatter
-from mpifs.index.facade import Index
-from mpifs.index.inodes import Inode
+from mpifs.index.index import Index
+from mpifs.index.inode import Inode
 from mpifs.vfs.chunk_buffer import ChunkBuffer
 from mpifs.vfs.file_data import FileData
 from mpifs.vfs.reader import Reader
@@ -86,7 +86,7 @@ class WriteBack:
 
     def detach_if_idle(self, data: FileData) -> None:
         """Takes a FileData off its inode when nothing needs it.  Requires: data.lock is held."""
-        if not (data.opens or data.has_unwritten or data.error):
+        if not (data.handles or data.has_unwritten or data.error):
             data.inode.data = None
 
     def free_bytes(self) -> int:
@@ -192,8 +192,9 @@ class WriteBack:
         for buffer in data.in_flight:
             if inside(buffer.chunk):
                 buffer.is_cancelled = True
-        while self._index.drop_refs(data.inode, first, last):
-            pass
+        rest: int | None = first
+        while rest is not None:
+            rest = self._index.drop_refs(data.inode, rest, last)
 
     def _open_buffer(self, data: FileData, chunk: int, start: int, length: int) -> ChunkBuffer:
         """The dirty buffer of a chunk, with room for [start, start + length)."""
@@ -235,11 +236,13 @@ class WriteBack:
             self.dirty_bytes += len(buffer)
         return buffer
 
-    def _give(self, buffer: bytearray) -> None:
+    def _give(self, buffer: bytearray, keep: bool = True) -> None:
+        """Takes a buffer back; after a failed send MPI may still read it, then it is not reused."""
         with self._room:
             self.dirty_bytes -= len(buffer)
             self._room.notify_all()
-        self._pool.give(buffer)
+        if keep:
+            self._pool.give(buffer)
 
     def _drop(self, buffer: ChunkBuffer) -> None:
         self._give(buffer.buffer)
@@ -255,13 +258,15 @@ class WriteBack:
         highest = max(chosen, default=-1)
         if highest >= grown:
             chosen.update(
-                (chunk, buffer)
-                for chunk, buffer in data.dirty.items()
-                if grown <= chunk < highest
+                (chunk, buffer) for chunk, buffer in data.dirty.items() if grown <= chunk < highest
             )
         outgoing = []
         for chunk in sorted(chosen):
             buffer = chosen[chunk]
+            if not buffer.length:
+                self._drop(data.dirty.pop(chunk))
+                self._unpin_if_idle(data)
+                continue
             try:
                 self._reader.fill(inode, buffer)
             except OSError as error:
@@ -326,7 +331,7 @@ class WriteBack:
             else:
                 ref = ChunkRef(item.key.generation, item.length, item.checksum, item.stores)
                 self._index.set_refs(inode, [(buffer.chunk, ref)])
-        self._give(buffer.buffer)
+        self._give(buffer.buffer, keep=item.error is None)
 
     def _advance(self, data: FileData) -> None:
         """Moves stable_size up to what is durable without a gap."""

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from mpifs.core.errors import PosixError
 from mpifs.core.layout import is_chunk_size
 from mpifs.core.limits import CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, REPLICAS_MAX
-from mpifs.index.facade import Index
-from mpifs.index.inodes import Inode
+from mpifs.index.index import Index
+from mpifs.index.inode import Inode
 
 OWN_PREFIX = b"user.mpifs."
 LAYOUT = b"user.mpifs.layout"
@@ -42,8 +42,6 @@ class Xattrs:
 
     def get(self, inode: Inode, name: bytes) -> bytes:
         """Raises ENODATA, EOPNOTSUPP."""
-        if name == b"security.capability" and not inode.flags:
-            return self._index.get_xattr(inode, name)
         self._check(inode, name, errno.ENODATA)
         if not name.startswith(OWN_PREFIX):
             return self._index.get_xattr(inode, name)
@@ -59,9 +57,9 @@ class Xattrs:
         """Raises EEXIST, ENODATA, EPERM, EINVAL, ERANGE, E2BIG, ENOSPC, EOPNOTSUPP."""
         self._check(inode, name, errno.EPERM)
         if not name.startswith(OWN_PREFIX):
-            self._index.set_xattr(inode, name, value, flags)
-        else:
-            self._set_own(inode, name, value)
+            self._index.set_xattr(inode, name, value, flags, now_ns=now_ns)
+            return
+        self._set_own(inode, name, value)
         inode.ctime_ns = now_ns
         self._index.touch(inode)
 
@@ -92,6 +90,4 @@ class Xattrs:
         self._check(inode, name, errno.EPERM)
         if name.startswith(OWN_PREFIX):
             raise PosixError(errno.EPERM)
-        self._index.remove_xattr(inode, name)
-        inode.ctime_ns = now_ns
-        self._index.touch(inode)
+        self._index.remove_xattr(inode, name, now_ns=now_ns)

@@ -85,7 +85,9 @@ def processes_of(mark: Path | str) -> list[int]:
                 item.startswith(TOKEN.encode() + b"=") and needle in item for item in environ
             )
             state = (entry / "stat").read_bytes().rpartition(b")")[2].split()[0]
-            if state != b"Z" and (named or b"mpifs" in (cmd := (entry / "cmdline").read_bytes()) and needle in cmd):
+            if state != b"Z" and (
+                named or b"mpifs" in (cmd := (entry / "cmdline").read_bytes()) and needle in cmd
+            ):
                 pids.append(int(entry.name))
     return pids
 
@@ -109,36 +111,69 @@ def sweep(root: Path | str, own: tuple[int, ...] = ()) -> list[str]:
     return left
 
 
-def mpifs(root: Path | str, *arguments: str | Path, timeout_s: float = COMMAND_TIMEOUT_S, check: bool = True,
-          env: dict[str, str] | None = None, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+def mpifs(
+    root: Path | str,
+    *arguments: str | Path,
+    timeout_s: float = COMMAND_TIMEOUT_S,
+    check: bool = True,
+    env: dict[str, str] | None = None,
+    stdin: bytes = b"",
+) -> subprocess.CompletedProcess[bytes]:
     """Runs one mpifs command; output goes to files, so that no background process holds a pipe."""
     log = Path(root) / "commands"
     log.mkdir(exist_ok=True)
     name = f"{time.monotonic_ns()}"
     command = [sys.executable, "-m", "mpifs", *map(str, arguments)]
-    with open(log / f"{name}.in", "wb+") as source, open(log / f"{name}.out", "wb") as out, open(log / f"{name}.err", "wb") as err:
+    with (
+        open(log / f"{name}.in", "wb+") as source,
+        open(log / f"{name}.out", "wb") as out,
+        open(log / f"{name}.err", "wb") as err,
+    ):
         source.write(stdin)
         source.seek(0)
-        process = subprocess.Popen(command, stdin=source, stdout=out, stderr=err, cwd="/",
-                                   env={**os.environ, TOKEN: str(root), **(env or {})}, start_new_session=True)
+        process = subprocess.Popen(
+            command,
+            stdin=source,
+            stdout=out,
+            stderr=err,
+            cwd="/",
+            env={**os.environ, TOKEN: str(root), **(env or {})},
+            start_new_session=True,
+        )
         try:
             code = process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait(10)
             error = (log / f"{name}.err").read_text(errors="replace")
-            raise AssertionError(f"no end after {timeout_s:g} s: {' '.join(command)}\n{error}") from None
-    done = subprocess.CompletedProcess(command, code, *((log / f"{name}.{end}").read_bytes() for end in ("out", "err")))
+            raise AssertionError(
+                f"no end after {timeout_s:g} s: {' '.join(command)}\n{error}"
+            ) from None
+    done = subprocess.CompletedProcess(
+        command, code, *((log / f"{name}.{end}").read_bytes() for end in ("out", "err"))
+    )
     if check and code:
-        raise AssertionError(f"exit code {code}: {' '.join(command)}\n{done.stderr.decode(errors='replace')[-3000:]}")
+        raise AssertionError(
+            f"exit code {code}: {' '.join(command)}\n{done.stderr.decode(errors='replace')[-3000:]}"
+        )
     return done
 
 
 class Volume:
     """One volume of a test: its store, its mount point, and the commands on it."""
 
-    def __init__(self, folder: Path, root: Path, *, workers: int = 2, binding: str = "", mkfs: tuple[str, ...] = (),
-                 options: tuple[str, ...] = (), arguments: tuple[str, ...] = (), env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        root: Path,
+        *,
+        workers: int = 2,
+        binding: str = "",
+        mkfs: tuple[str, ...] = (),
+        options: tuple[str, ...] = (),
+        arguments: tuple[str, ...] = (),
+        env: dict[str, str] | None = None,
+    ) -> None:
         folder.mkdir(mode=0o755)
         self.root, self.folder = root, folder
         self.store, self.mnt = folder / "store", folder / "mnt"
@@ -164,10 +199,19 @@ class Volume:
     def mount(self, *extra: str, check: bool = True) -> subprocess.CompletedProcess[bytes]:
         """mount; the command itself says when the mount answers."""
         options = ",".join((*self.options, *extra))
-        done = self.mpifs("mount", self.store, self.mnt, *(["-o", options] if options else []), *self.arguments,
-                          timeout_s=MOUNT_TIMEOUT_S, check=False)
+        done = self.mpifs(
+            "mount",
+            self.store,
+            self.mnt,
+            *(["-o", options] if options else []),
+            *self.arguments,
+            timeout_s=MOUNT_TIMEOUT_S,
+            check=False,
+        )
         if check and (done.returncode or not self.is_alive()):
-            raise AssertionError(f"mount gave {done.returncode}: {done.stderr.decode(errors='replace')[-2000:]}\n{self.log_tail()}")
+            raise AssertionError(
+                f"mount gave {done.returncode}: {done.stderr.decode(errors='replace')[-2000:]}\n{self.log_tail()}"
+            )
         return done
 
     def umount(self) -> None:
@@ -195,6 +239,7 @@ class Volume:
 
     def state_pids(self) -> list[int]:
         """What run/state.json names as pids, as far as they still run."""
+
         def walk(value: Any, key: str = "") -> Iterator[int]:
             if isinstance(value, dict):
                 for name, item in value.items():
@@ -261,8 +306,16 @@ class Guard:
     """
 
     def __init__(self, root: Path) -> None:
-        self._process = subprocess.Popen([sys.executable, str(Path(__file__).with_name("reaper.py")), str(root), str(os.getpid())],
-                                         stdin=subprocess.PIPE, start_new_session=True)
+        self._process = subprocess.Popen(
+            [
+                sys.executable,
+                str(Path(__file__).with_name("reaper.py")),
+                str(root),
+                str(os.getpid()),
+            ],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
 
     @property
     def pid(self) -> int:

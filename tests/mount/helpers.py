@@ -73,7 +73,9 @@ def raises(*numbers: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        assert error.errno in numbers, f"{errno.errorcode.get(error.errno or 0)} instead of {names}: {error}"
+        assert error.errno in numbers, (
+            f"{errno.errorcode.get(error.errno or 0)} instead of {names}: {error}"
+        )
     else:
         pytest.fail(f"went through instead of failing with {names}")
 
@@ -115,7 +117,13 @@ def forked(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
     return wait
 
 
-def as_user(function: Callable[..., Any], *arguments: Any, uid: int = NOBODY, gid: int = NOBODY, groups: tuple[int, ...] = ()) -> Any:
+def as_user(
+    function: Callable[..., Any],
+    *arguments: Any,
+    uid: int = NOBODY,
+    gid: int = NOBODY,
+    groups: tuple[int, ...] = (),
+) -> Any:
     """Runs the function in a child process of another user."""
 
     def child() -> Any:
@@ -183,11 +191,29 @@ def tick(path: Name) -> None:
         time.sleep(0.001)
 
 
-def run(*command: Name, cwd: Name | None = None, timeout: float = 100.0, check: bool = True, env: dict[str, str] | None = None,
-        stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
+def run(
+    *command: Name,
+    cwd: Name | None = None,
+    timeout: float = 100.0,
+    check: bool = True,
+    env: dict[str, str] | None = None,
+    stdin: bytes | None = None,
+) -> subprocess.CompletedProcess[bytes]:
     """Runs a program; its output is in the failure."""
-    clean = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", "HOME": "/nonexistent", "GIT_CONFIG_NOSYSTEM": "1"}
-    done = subprocess.run(command, cwd=cwd, timeout=timeout, env={**clean, **(env or {})}, input=stdin, capture_output=True)
+    clean = {
+        "PATH": os.environ["PATH"],
+        "LC_ALL": "C.UTF-8",
+        "HOME": "/nonexistent",
+        "GIT_CONFIG_NOSYSTEM": "1",
+    }
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        timeout=timeout,
+        env={**clean, **(env or {})},
+        input=stdin,
+        capture_output=True,
+    )
     if check and done.returncode:
         text = (done.stdout[-1500:] + done.stderr[-1500:]).decode(errors="replace")
         raise AssertionError(f"exit code {done.returncode}: {command}\n{text}")
@@ -211,19 +237,42 @@ def describe(root: Name, *, times: bool = True) -> dict[bytes, tuple[Any, ...]]:
             elif kind == stat.S_IFLNK:
                 content = os.readlink(path)
             linked = first.setdefault(info.st_ino, relative) if kind != stat.S_IFDIR else relative
-            names = [] if kind == stat.S_IFLNK else [n for n in os.listxattr(path) if n.startswith("user.")]
+            names = (
+                []
+                if kind == stat.S_IFLNK
+                else [n for n in os.listxattr(path) if n.startswith("user.")]
+            )
             tree[relative] = (
-                oct(info.st_mode), info.st_uid, info.st_gid, info.st_rdev,
-                info.st_nlink if kind != stat.S_IFDIR else 0, linked,
+                oct(info.st_mode),
+                info.st_uid,
+                info.st_gid,
+                info.st_rdev,
+                info.st_nlink if kind != stat.S_IFDIR else 0,
+                linked,
                 info.st_size if kind != stat.S_IFDIR else 0,
                 info.st_mtime_ns if times else 0,
-                tuple(sorted((n, os.getxattr(path, n)) for n in names)), content,
+                tuple(sorted((n, os.getxattr(path, n)) for n in names)),
+                content,
             )
     return tree
 
 
-ODD_NAMES = [b"with space", b"new\nline", b"-dash", b"back\\slash", b"\xff\xfe no utf8 \x80", "Grüße €".encode(), b"'\"$(`", b"*?[",
-             b"tab\there", b"...", b"\x01\x7f", b".hidden", b"trailing ", b"x" * 255]
+ODD_NAMES = [
+    b"with space",
+    b"new\nline",
+    b"-dash",
+    b"back\\slash",
+    b"\xff\xfe no utf8 \x80",
+    "Grüße €".encode(),
+    b"'\"$(`",
+    b"*?[",
+    b"tab\there",
+    b"...",
+    b"\x01\x7f",
+    b".hidden",
+    b"trailing ",
+    b"x" * 255,
+]
 
 
 def make_zoo(root: Path, *, special: bool = True) -> None:
@@ -250,6 +299,10 @@ def make_zoo(root: Path, *, special: bool = True) -> None:
     os.setxattr(inner / "empty", "user.color", b"\0blue\xff")
     os.chmod(inner / "empty", 0o4751)
     os.chmod(inner, 0o2775)
+    for number, path in enumerate([*sorted(root.iterdir()), inner / "large"]):
+        os.utime(path, ns=(10**18 + number, 10**18 + number * 1_000_000_007), follow_symlinks=False)
     os.utime(inner / "empty", ns=(1_000_000_001, -5_999_999_999))
-    os.utime(root / "soft", ns=(2**32 * 10**9 + 7, 123_456_789_987_654_321 // 100), follow_symlinks=False)
+    os.utime(
+        root / "soft", ns=(2**32 * 10**9 + 7, 123_456_789_987_654_321 // 100), follow_symlinks=False
+    )
     os.utime(inner, ns=(5, 1_700_000_000_123_456_789))

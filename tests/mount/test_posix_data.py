@@ -47,7 +47,15 @@ def test_random_reads_writes_truncates(here: Path, chunk: int, seed: int) -> Non
     rng = random.Random(seed)
     model = bytearray()
     limit = 5 * chunk
-    place = lambda: max(0, min(limit, rng.randrange(6) * chunk + rng.randint(-9, 9) if rng.random() < 0.5 else rng.randrange(limit)))  # noqa: E731
+    place = lambda: max(
+        0,
+        min(
+            limit,
+            rng.randrange(6) * chunk + rng.randint(-9, 9)
+            if rng.random() < 0.5
+            else rng.randrange(limit),
+        ),
+    )  # noqa: E731
     with opened(here / "f", NEW) as one, opened(here / "f") as two:
         for _ in range(250):
             fd = rng.choice((one, two))
@@ -64,7 +72,9 @@ def test_random_reads_writes_truncates(here: Path, chunk: int, seed: int) -> Non
                     size = rng.choice((1, 13, 4096, chunk - 1, chunk, chunk + 1, 2 * chunk + 77))
                     assert read_all(fd, size, offset) == model[offset : offset + size]
                 case _:
-                    data = rng.randbytes(rng.choice((1, 7, 100, 4095, 4096, chunk - 3, chunk, chunk + 5)))
+                    data = rng.randbytes(
+                        rng.choice((1, 7, 100, 4095, 4096, chunk - 3, chunk, chunk + 5))
+                    )
                     if offset > len(model):
                         model.extend(bytes(offset - len(model)))
                     write_all(fd, data, offset)
@@ -87,9 +97,16 @@ def test_truncate_down_and_up_shows_zeros(here: Path, chunk: int) -> None:
                 if is_cold:
                     cold(fd)
                 os.truncate(here / f"{cut}{is_cold}", 4 * chunk)
-                assert read_all(fd, 5 * chunk) == data[:cut] + bytes(4 * chunk - cut), (cut, is_cold)
+                assert read_all(fd, 5 * chunk) == data[:cut] + bytes(4 * chunk - cut), (
+                    cut,
+                    is_cold,
+                )
                 cold(fd)
-                assert read_all(fd, 5 * chunk) == data[:cut] + bytes(4 * chunk - cut), (cut, is_cold, "cold")
+                assert read_all(fd, 5 * chunk) == data[:cut] + bytes(4 * chunk - cut), (
+                    cut,
+                    is_cold,
+                    "cold",
+                )
 
 
 def test_write_after_a_shrink_does_not_bring_old_bytes_back(here: Path, chunk: int) -> None:
@@ -198,7 +215,11 @@ def test_fallocate(here: Path, chunk: int, variant: str) -> None:
             write_all(fd, data[: 2 * chunk], chunk // 2)
             model[chunk // 2 : chunk // 2 + 2 * chunk] = data[: 2 * chunk]
         for mode, offset, length, number in (
-            (0, -1, 1, EINVAL), (0, 0, 0, EINVAL), (0, 0, -1, EINVAL), (PUNCH_HOLE, 0, 1, EOPNOTSUPP), (512, 0, 1, EOPNOTSUPP),
+            (0, -1, 1, EINVAL),
+            (0, 0, 0, EINVAL),
+            (0, 0, -1, EINVAL),
+            (PUNCH_HOLE, 0, 1, EOPNOTSUPP),
+            (512, 0, 1, EOPNOTSUPP),
         ):
             with raises(number):
                 fallocate(fd, mode, offset, length)
@@ -318,7 +339,9 @@ def test_copy_file_range(here: Path, chunk: int) -> None:
     put(here / "a", data)
     with opened(here / "a") as source, opened(here / "b", NEW) as target:
         done = 0
-        while done < len(data) - 5 and (n := os.copy_file_range(source, target, len(data), 5 + done, chunk - 1 + done)):
+        while done < len(data) - 5 and (
+            n := os.copy_file_range(source, target, len(data), 5 + done, chunk - 1 + done)
+        ):
             done += n
         assert read_all(target, 9 * chunk) == bytes(chunk - 1) + data[5:]
         assert os.copy_file_range(source, target, 10, len(data), 0) == 0

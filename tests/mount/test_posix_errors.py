@@ -100,7 +100,11 @@ CASES: list[tuple[str, Call, tuple[int, ...]]] = [
     ("rename missing", lambda d: os.rename(d / "none", d / "new"), (ENOENT,)),
     ("rename .", lambda d: os.rename(f"{d}/empty/.", d / "new"), (EBUSY, EINVAL)),
     ("rename into itself", lambda d: os.rename(d / "full", d / "full/sub/new"), (EINVAL,)),
-    ("rename onto its parent", lambda d: os.rename(d / "full/sub", d / "full"), (ENOTEMPTY, EEXIST)),
+    (
+        "rename onto its parent",
+        lambda d: os.rename(d / "full/sub", d / "full"),
+        (ENOTEMPTY, EEXIST),
+    ),
     ("rename file to name/", lambda d: os.rename(d / "file", f"{d}/new/"), (ENOTDIR,)),
     ("rename both flags", lambda d: renameat2(d / "file", d / "full", 3), (EINVAL,)),
     ("rename unknown flag", lambda d: renameat2(d / "file", d / "full", 64), (EINVAL,)),
@@ -126,15 +130,39 @@ CASES: list[tuple[str, Call, tuple[int, ...]]] = [
     ("getxattr missing attribute", lambda d: os.getxattr(d / "file", "user.none"), (ENODATA,)),
     ("getxattr missing file", lambda d: os.getxattr(d / "none", "user.none"), (ENOENT,)),
     ("removexattr missing", lambda d: os.removexattr(d / "file", "user.none"), (ENODATA,)),
-    ("setxattr create", lambda d: os.setxattr(d / "file", "user.a", b"2", os.XATTR_CREATE), (EEXIST,)),
-    ("setxattr replace", lambda d: os.setxattr(d / "file", "user.b", b"2", os.XATTR_REPLACE), (ENODATA,)),
-    ("setxattr name too long", lambda d: os.setxattr(d / "file", "user." + "n" * 251, b""), (ERANGE,)),
-    ("setxattr value too long", lambda d: os.setxattr(d / "file", "user.v", bytes(65537)), (E2BIG, ERANGE)),
+    (
+        "setxattr create",
+        lambda d: os.setxattr(d / "file", "user.a", b"2", os.XATTR_CREATE),
+        (EEXIST,),
+    ),
+    (
+        "setxattr replace",
+        lambda d: os.setxattr(d / "file", "user.b", b"2", os.XATTR_REPLACE),
+        (ENODATA,),
+    ),
+    (
+        "setxattr name too long",
+        lambda d: os.setxattr(d / "file", "user." + "n" * 251, b""),
+        (ERANGE,),
+    ),
+    (
+        "setxattr value too long",
+        lambda d: os.setxattr(d / "file", "user.v", bytes(65537)),
+        (E2BIG, ERANGE),
+    ),
     ("setxattr without namespace", lambda d: os.setxattr(d / "file", "plain", b""), (EOPNOTSUPP,)),
     ("setxattr system", lambda d: os.setxattr(d / "file", "system.mine", b""), (EOPNOTSUPP,)),
-    ("user xattr on symlink", lambda d: os.setxattr(d / "link", "user.a", b"", follow_symlinks=False), (EPERM,)),
+    (
+        "user xattr on symlink",
+        lambda d: os.setxattr(d / "link", "user.a", b"", follow_symlinks=False),
+        (EPERM,),
+    ),
     ("user xattr on fifo", lambda d: os.setxattr(d / "fifo", "user.a", b""), (EPERM,)),
-    ("getxattr small buffer", lambda d: libc.getxattr(bytes(d / "file"), b"user.a", bytes(2), 2), (ERANGE,)),
+    (
+        "getxattr small buffer",
+        lambda d: libc.getxattr(bytes(d / "file"), b"user.a", bytes(2), 2),
+        (ERANGE,),
+    ),
     ("listxattr small buffer", lambda d: libc.listxattr(bytes(d / "file"), bytes(2), 2), (ERANGE,)),
 ]
 
@@ -146,7 +174,12 @@ def _tree(here: Path) -> Path:
     (here / "empty").mkdir()
     (here / "full" / "sub").mkdir(parents=True)
     os.mkfifo(here / "fifo")
-    for name, target in (("link", "file"), ("dirlink", "empty"), ("dangling", "none"), ("loop", "loop")):
+    for name, target in (
+        ("link", "file"),
+        ("dirlink", "empty"),
+        ("dangling", "none"),
+        ("loop", "loop"),
+    ):
         os.symlink(target, here / name)
     return here
 
@@ -212,7 +245,9 @@ def test_largest_offset(here: Path) -> None:
 
 @pytest.mark.not_plain
 def test_refused_on_purpose(tree: Path) -> None:
-    acl = bytes.fromhex("02000000 01000600ffffffff 04000400ffffffff 20000400ffffffff".replace(" ", ""))
+    acl = bytes.fromhex(
+        "02000000 01000600ffffffff 04000400ffffffff 20000400ffffffff".replace(" ", "")
+    )
     for name in ("system.posix_acl_access", "system.posix_acl_default"):
         with raises(EOPNOTSUPP):
             os.setxattr(tree / "empty", name, acl)

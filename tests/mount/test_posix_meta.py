@@ -57,7 +57,10 @@ def test_chown(here: Path) -> None:
     os.chown(here / "f", 4, -1)
     os.chown(here / "f", -1, -1)
     os.lchown(here / "s", 5, 6)
-    assert [(os.lstat(p).st_uid, os.lstat(p).st_gid) for p in (here / "f", here / "s")] == [(4, 3), (5, 6)]
+    assert [(os.lstat(p).st_uid, os.lstat(p).st_gid) for p in (here / "f", here / "s")] == [
+        (4, 3),
+        (5, 6),
+    ]
     with opened(here / "f") as fd:
         os.fchown(fd, 2**32 - 2, 2**31)
         assert (os.fstat(fd).st_uid, os.fstat(fd).st_gid) == (2**32 - 2, 2**31)
@@ -77,7 +80,11 @@ def test_set_id_bits_are_cleared(here: Path) -> None:
 
     wrong = []
     for mode, want in ((0o6777, 0o777), (0o4766, 0o766), (0o2777, 0o777), (0o4777, 0o777)):
-        for name, action in (("write", write), ("truncate", lambda p: os.truncate(p, 2)), ("ftruncate", ftruncate)):
+        for name, action in (
+            ("write", write),
+            ("truncate", lambda p: os.truncate(p, 2)),
+            ("ftruncate", ftruncate),
+        ):
             path = put(here / f"{name}{mode:o}", b"12345")
             os.chmod(path, mode)
             as_user(action, path)
@@ -176,7 +183,11 @@ def test_permissions_of_another_user(here: Path) -> None:
             "touch": lambda: os.utime(own / "private"),
             "setxattr": lambda: os.setxattr(own / "roots", "user.x", b""),
             "getxattr": lambda: os.getxattr(own / "private", "user.x"),
-            "access": lambda: (os.access(closed / "roots", os.R_OK), os.access(closed / "roots", os.W_OK), os.access(closed / "private", os.R_OK)),
+            "access": lambda: (
+                os.access(closed / "roots", os.R_OK),
+                os.access(closed / "roots", os.W_OK),
+                os.access(closed / "private", os.R_OK),
+            ),
             "device": lambda: os.mknod(own / "dev", stat.S_IFCHR | 0o666, os.makedev(1, 3)),
             "loose unlink": lambda: os.unlink(own / "roots"),
         }
@@ -204,13 +215,26 @@ def test_chmod_outside_own_groups_drops_set_gid(here: Path) -> None:
     assert mode_of(here / "f") == 0o2755
 
 
-TIMES = [0, 1, 999_999_999, 1_234_567_890_123_456_789, -1, -1_000_000_000, -123_456_789_123, (2**31 + 5) * 10**9 + 1, (2**32 + 5) * 10**9 + 999_999_999, 14_000_000_000 * 10**9]
+TIMES = [
+    0,
+    1,
+    999_999_999,
+    1_234_567_890_123_456_789,
+    -1,
+    -1_000_000_000,
+    -123_456_789_123,
+    (2**31 + 5) * 10**9 + 1,
+    (2**32 + 5) * 10**9 + 999_999_999,
+    14_000_000_000 * 10**9,
+]
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "link"])
 def test_times_to_the_nanosecond(here: Path, kind: str) -> None:
     path = here / "x"
-    {"file": lambda: put(path), "folder": path.mkdir, "link": lambda: os.symlink("gone", path)}[kind]()
+    {"file": lambda: put(path), "folder": path.mkdir, "link": lambda: os.symlink("gone", path)}[
+        kind
+    ]()
     for atime in TIMES:
         mtime = TIMES[(TIMES.index(atime) + 3) % len(TIMES)]
         os.utime(path, ns=(atime, mtime), follow_symlinks=False)
@@ -220,14 +244,26 @@ def test_times_to_the_nanosecond(here: Path, kind: str) -> None:
 
 def test_now_and_omit(here: Path) -> None:
     path = put(here / "f")
-    for number, (atime, mtime) in enumerate([((5, 6), (0, UTIME_OMIT)), ((0, UTIME_OMIT), (7, 8)), ((0, UTIME_NOW), (0, UTIME_OMIT)),
-                                             ((0, UTIME_OMIT), (0, UTIME_NOW)), ((0, UTIME_NOW), (9, 10)), ((11, 12), (0, UTIME_NOW)),
-                                             ((0, UTIME_NOW), (0, UTIME_NOW)), ((0, UTIME_OMIT), (0, UTIME_OMIT))]):
+    for number, (atime, mtime) in enumerate(
+        [
+            ((5, 6), (0, UTIME_OMIT)),
+            ((0, UTIME_OMIT), (7, 8)),
+            ((0, UTIME_NOW), (0, UTIME_OMIT)),
+            ((0, UTIME_OMIT), (0, UTIME_NOW)),
+            ((0, UTIME_NOW), (9, 10)),
+            ((11, 12), (0, UTIME_NOW)),
+            ((0, UTIME_NOW), (0, UTIME_NOW)),
+            ((0, UTIME_OMIT), (0, UTIME_OMIT)),
+        ]
+    ):
         os.utime(path, ns=(1_000_000_001, 2_000_000_002))
         start = time.time_ns() - 20_000_000
         utimensat(path, atime, mtime)
         info = path.stat()
-        for given, old, got in ((atime, 1_000_000_001, info.st_atime_ns), (mtime, 2_000_000_002, info.st_mtime_ns)):
+        for given, old, got in (
+            (atime, 1_000_000_001, info.st_atime_ns),
+            (mtime, 2_000_000_002, info.st_mtime_ns),
+        ):
             match given[1]:
                 case 1073741822:
                     assert got == old, number
@@ -269,14 +305,22 @@ def test_what_changes_which_time(here: Path) -> None:
             before = os.stat(path)
             step()
             after = os.stat(path)
-            if after.st_ctime_ns <= before.st_ctime_ns or (after.st_mtime_ns > before.st_mtime_ns) != changes_mtime:
-                wrong.append(f"{name}: ctime {after.st_ctime_ns - before.st_ctime_ns:+}, mtime {after.st_mtime_ns - before.st_mtime_ns:+} ns")
+            if (
+                after.st_ctime_ns <= before.st_ctime_ns
+                or (after.st_mtime_ns > before.st_mtime_ns) != changes_mtime
+            ):
+                wrong.append(
+                    f"{name}: ctime {after.st_ctime_ns - before.st_ctime_ns:+}, mtime {after.st_mtime_ns - before.st_mtime_ns:+} ns"
+                )
         assert not wrong, "\n".join(wrong)
     before = os.stat(path)
     assert path.read_bytes()
     with opened(path) as fd:
         os.fsync(fd)
-    assert (os.stat(path).st_mtime_ns, os.stat(path).st_ctime_ns) == (before.st_mtime_ns, before.st_ctime_ns)
+    assert (os.stat(path).st_mtime_ns, os.stat(path).st_ctime_ns) == (
+        before.st_mtime_ns,
+        before.st_ctime_ns,
+    )
 
 
 def test_written_file_keeps_times_set_afterwards(here: Path) -> None:
@@ -298,7 +342,12 @@ def test_xattrs(here: Path, variant: str) -> None:
     path = put(here / "f")
     (here / "d").mkdir()
     big = 3000 if variant == "plain" else 65_536
-    values = {"user.empty": b"", "user.zero\xff": b"\0" * 10, "user.bin": pattern(1000), "user." + "n" * 250: b"long name"}
+    values = {
+        "user.empty": b"",
+        "user.zero\xff": b"\0" * 10,
+        "user.bin": pattern(1000),
+        "user." + "n" * 250: b"long name",
+    }
     for target in (path, here / "d"):
         for name, value in values.items():
             os.setxattr(target, name, value)

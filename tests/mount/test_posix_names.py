@@ -97,7 +97,9 @@ def test_rename_matrix(here: Path, variant: str, flags: int) -> None:
             kept = before[1] if flags == EXCHANGE else None
             fine = got == 0 and after == (kept, before[0])
         if not fine:
-            wrong.append(f"{old} → {new}, flags {flags}, across {across}: errno {got}, wanted {want}; {before} → {after}")
+            wrong.append(
+                f"{old} → {new}, flags {flags}, across {across}: errno {got}, wanted {want}; {before} → {after}"
+            )
     assert not wrong, "\n".join(wrong)
 
 
@@ -174,7 +176,11 @@ def test_odd_names(here: Path) -> None:
         path = os.path.join(top, name)
         info = os.lstat(path)
         inner = os.path.join(path, name) if stat.S_ISDIR(info.st_mode) else path
-        content = os.readlink(path) if stat.S_ISLNK(info.st_mode) else Path(os.fsdecode(inner)).read_bytes()
+        content = (
+            os.readlink(path)
+            if stat.S_ISLNK(info.st_mode)
+            else Path(os.fsdecode(inner)).read_bytes()
+        )
         assert content == name
 
 
@@ -207,10 +213,16 @@ def test_parents_times_follow_their_entries(here: Path) -> None:
     folder.mkdir()
     put(here / "f")
     steps = {
-        "create": lambda: put(folder / "a"), "mkdir": lambda: (folder / "b").mkdir(), "symlink": lambda: os.symlink("x", folder / "s"),
-        "link": lambda: os.link(here / "f", folder / "l"), "mkfifo": lambda: os.mkfifo(folder / "p"),
-        "rename inside": lambda: os.rename(folder / "a", folder / "c"), "rename in": lambda: os.rename(here / "f", folder / "f"),
-        "rename out": lambda: os.rename(folder / "f", here / "g"), "unlink": lambda: os.unlink(folder / "c"), "rmdir": lambda: (folder / "b").rmdir(),
+        "create": lambda: put(folder / "a"),
+        "mkdir": lambda: (folder / "b").mkdir(),
+        "symlink": lambda: os.symlink("x", folder / "s"),
+        "link": lambda: os.link(here / "f", folder / "l"),
+        "mkfifo": lambda: os.mkfifo(folder / "p"),
+        "rename inside": lambda: os.rename(folder / "a", folder / "c"),
+        "rename in": lambda: os.rename(here / "f", folder / "f"),
+        "rename out": lambda: os.rename(folder / "f", here / "g"),
+        "unlink": lambda: os.unlink(folder / "c"),
+        "rmdir": lambda: (folder / "b").rmdir(),
     }
     wrong = []
     for name, step in steps.items():
@@ -221,7 +233,11 @@ def test_parents_times_follow_their_entries(here: Path) -> None:
         if not (after.st_mtime_ns > before.st_mtime_ns and after.st_ctime_ns == after.st_mtime_ns):
             wrong.append(name)
     assert not wrong
-    for name, step in {"chmod": lambda: os.chmod(folder / "l", 0o600), "write": lambda: put(folder / "l", b"x"), "list": lambda: os.listdir(folder)}.items():
+    for name, step in {
+        "chmod": lambda: os.chmod(folder / "l", 0o600),
+        "write": lambda: put(folder / "l", b"x"),
+        "list": lambda: os.listdir(folder),
+    }.items():
         before = os.stat(folder)
         step()
         assert os.stat(folder).st_mtime_ns == before.st_mtime_ns, name
@@ -230,10 +246,22 @@ def test_parents_times_follow_their_entries(here: Path) -> None:
 def test_dot_entries_and_types_in_listings(here: Path) -> None:
     for kind in KINDS[1:]:
         make(here / kind, kind)
-    types = {e.name: (e.is_dir(follow_symlinks=False), e.is_file(follow_symlinks=False), e.is_symlink(), e.inode()) for e in os.scandir(here)}
+    types = {
+        e.name: (
+            e.is_dir(follow_symlinks=False),
+            e.is_file(follow_symlinks=False),
+            e.is_symlink(),
+            e.inode(),
+        )
+        for e in os.scandir(here)
+    }
     for name, (is_dir, is_file, is_link, inode) in types.items():
         info = os.lstat(here / name)
-        assert (is_dir, is_file, is_link) == (stat.S_ISDIR(info.st_mode), stat.S_ISREG(info.st_mode), stat.S_ISLNK(info.st_mode))
+        assert (is_dir, is_file, is_link) == (
+            stat.S_ISDIR(info.st_mode),
+            stat.S_ISREG(info.st_mode),
+            stat.S_ISLNK(info.st_mode),
+        )
         assert inode == info.st_ino
     stream = Stream(here)
     names = [name for name, _ in stream.rest()]
@@ -332,7 +360,10 @@ def test_socket_in_the_mount(here: Path) -> None:
 
 
 @needs_root
-@pytest.mark.parametrize(("kind", "major", "minor"), [(stat.S_IFCHR, 1, 3), (stat.S_IFBLK, 250, 255), (stat.S_IFCHR, 4095, 1_048_575)])
+@pytest.mark.parametrize(
+    ("kind", "major", "minor"),
+    [(stat.S_IFCHR, 1, 3), (stat.S_IFBLK, 250, 255), (stat.S_IFCHR, 4095, 1_048_575)],
+)
 def test_device_nodes(here: Path, kind: int, major: int, minor: int) -> None:
     os.mknod(here / "n", kind | 0o640, os.makedev(major, minor))
     info = os.stat(here / "n")

@@ -13,7 +13,17 @@ from typing import Any
 
 import pytest
 
-from tests.mount.helpers import cold, forked, opened, outcome, pattern, put, raises, read_all, write_all
+from tests.mount.helpers import (
+    cold,
+    forked,
+    opened,
+    outcome,
+    pattern,
+    put,
+    raises,
+    read_all,
+    write_all,
+)
 
 NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL
 
@@ -55,7 +65,12 @@ def test_removed_open_file_works_on(here: Path, chunk: int, remove: Callable[[Pa
             os.fchown(fd, 7, 8)
             assert (os.fstat(fd).st_uid, os.fstat(fd).st_gid) == (7, 8)
         info = os.fstat(fd)
-        assert (info.st_mode & 0o7777, info.st_atime_ns, info.st_mtime_ns, info.st_nlink) == (0o604, 1, 2, 0)
+        assert (info.st_mode & 0o7777, info.st_atime_ns, info.st_mtime_ns, info.st_nlink) == (
+            0o604,
+            1,
+            2,
+            0,
+        )
         os.fdatasync(fd)
         with mmap.mmap(fd, 100) as view:
             view[0:3] = b"map"
@@ -164,7 +179,12 @@ def test_hard_links_never_disagree(here: Path, chunk: int) -> None:
                 write_all(writer, data, offset)
                 model.extend(bytes(max(0, offset - len(model))))
                 model[offset : offset + 6] = data
-            sizes = [os.fstat(one).st_size, os.fstat(two).st_size, (here / "a").stat().st_size, (here / "d/b").stat().st_size]
+            sizes = [
+                os.fstat(one).st_size,
+                os.fstat(two).st_size,
+                (here / "a").stat().st_size,
+                (here / "d/b").stat().st_size,
+            ]
             assert sizes == [len(model)] * 4, number
             assert read_all(reader, 9 * chunk) == model, number
             assert (here / "a").read_bytes() == (here / "d/b").read_bytes() == model, number
@@ -181,9 +201,17 @@ def test_metadata_through_either_hard_link(here: Path) -> None:
     os.link(here / "a", here / "b")
     a, b = here / "a", here / "b"
     steps: list[Callable[[], Any]] = [
-        lambda: os.chmod(a, 0o640), lambda: os.chmod(b, 0o604), lambda: os.utime(a, ns=(1, 2)), lambda: os.utime(b, ns=(3, 4)),
-        lambda: os.truncate(a, 100), lambda: os.truncate(b, 7), lambda: os.setxattr(a, "user.x", b"1"), lambda: os.removexattr(b, "user.x"),
-        lambda: os.link(b, here / "c"), lambda: os.unlink(here / "c"), lambda: (os.rename(a, here / "a2"), os.rename(here / "a2", a)),
+        lambda: os.chmod(a, 0o640),
+        lambda: os.chmod(b, 0o604),
+        lambda: os.utime(a, ns=(1, 2)),
+        lambda: os.utime(b, ns=(3, 4)),
+        lambda: os.truncate(a, 100),
+        lambda: os.truncate(b, 7),
+        lambda: os.setxattr(a, "user.x", b"1"),
+        lambda: os.removexattr(b, "user.x"),
+        lambda: os.link(b, here / "c"),
+        lambda: os.unlink(here / "c"),
+        lambda: (os.rename(a, here / "a2"), os.rename(here / "a2", a)),
     ]
     if os.geteuid() == 0:
         steps.append(lambda: os.chown(b, 5, 6))

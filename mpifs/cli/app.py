@@ -1,0 +1,98 @@
+"""The command `mpifs`: finds the subcommand, turns errors into one line and an exit code.
+
+Exit codes: 0 done; 1 failed; 2 usage.  Command modules import at their top only what `--help`
+needs, so that it is quick; MPI, LMDB and FUSE come when a command runs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import typer
+
+from mpifs import __version__
+
+COMMANDS = (
+    "mkfs", "mount", "umount", "status", "layout", "put", "get", "ls", "cat", "rm", "doctor",
+)  # fmt: skip
+_UsageError = typer.BadParameter.__mro__[1]  # typer carries its own click, or uses the real one.
+
+app = typer.Typer(
+    name="mpifs",
+    help="One mounted, checksummed file system out of the local disks of an MPI job.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def _main(
+    version: bool = typer.Option(False, "--version", help="Show the version and exit."),
+) -> None:
+    if version:
+        typer.echo(f"mpifs {__version__}")
+        raise typer.Exit(0)
+
+
+def _register(names: Sequence[str]) -> None:
+    """Adds the commands: each module has a function of its own name."""
+    for name in names:
+        module = importlib.import_module(f"mpifs.cli.{name}")
+        app.command(name)(getattr(module, name))
+
+
+def run(arguments: list[str]) -> int:
+    """Runs one command and returns the exit code; never raises."""
+    # The command's own module is enough, unless the user wants to see them all.
+    wanted = next((word for word in arguments if not word.startswith("-")), "")
+    _register([wanted] if wanted in COMMANDS else COMMANDS)
+    try:
+        result = app(args=arguments, prog_name="mpifs", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except _UsageError as error:
+        return _usage(error)
+    except typer.Exit as end:
+        return end.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted")
+    except BrokenPipeError:
+        # The reader (head, less) has enough; keep Python's exit from complaining again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    except OSError as error:
+        return _fail(_sentence(error))
+    except Exception:  # noqa: BLE001 - the last stop: a defect of mpifs, shown only on demand.
+        if os.environ.get("MPIFS_DEBUG"):
+            traceback.print_exc()
+        kind, value, _ = sys.exc_info()
+        name = kind.__name__ if kind else "error"
+        return _fail(f"internal error ({name}: {value}); MPIFS_DEBUG=1 shows where")
+
+
+def _sentence(error: OSError) -> str:
+    from mpifs.core.errors import MpifsError
+
+    if isinstance(error, MpifsError) or error.filename is None:
+        return str(error) if isinstance(error, MpifsError) else str(error.strerror or error)
+    return f"{os.fsdecode(error.filename)}: {error.strerror}"
+
+
+def _fail(sentence: str) -> int:
+    text = f"mpifs: {sentence}".replace("\n", " ")
+    sys.stderr.write(text.encode("utf-8", "backslashreplace").decode() + "\n")
+    return 1
+
+
+def _usage(error: Exception) -> int:
+    message = getattr(error, "format_message", lambda: str(error))()
+    if not message:  # no arguments at all: the help has been shown.
+        return 2
+    sentence = " ".join(str(message).split())
+    sys.stderr.write(f"mpifs: {sentence} (see: mpifs --help)\n")
+    return 2

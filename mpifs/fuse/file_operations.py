@@ -1,0 +1,163 @@
+"""The callbacks of libfuse for open files: data goes through the kernel's own buffers.
+
+A buffer that libfuse passes is valid until the callback returns.  So the memoryview on it is
+released before; if somebody still holds a part of it, that raises BufferError here instead of
+corrupting memory later.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from mpifs.fuse.binding import Binding, Request, memory_at
+from mpifs.fuse.open_files import OpenFiles
+from mpifs.fuse.serving import Serving
+
+if TYPE_CHECKING:
+    from mpifs.vfs.facade import Opened, Vfs
+
+
+class FileOperations:
+    """open to release.  Any number of threads; state is only the table of open files.
+
+    `keep_cache` of the Vfs is followed on libfuse 3 only: with libfuse 2 the kernel's pages of a
+    closed file cannot be dropped by its name, so they are dropped at open.
+    """
+
+    NAMES = (
+        "open",
+        "create",
+        "read",
+        "write",
+        "flush",
+        "release",
+        "fsync",
+        "fallocate",
+        "lseek",
+        "copy_file_range",
+    )
+
+    def __init__(
+        self,
+        vfs: Vfs,
+        binding: Binding,
+        serving: Serving,
+        files: OpenFiles,
+        hidden_changed: Callable[[int], None],
+    ) -> None:
+        self._vfs = vfs
+        self._serving = serving
+        self._files = files
+        self._hidden_changed = hidden_changed
+        self._info = binding.file_info
+        self._fh_offset = binding.fh_offset
+        self._can_keep = binding.major == 3
+
+    def _fh(self, info: int) -> int:
+        return ctypes.c_uint64.from_address(info + self._fh_offset).value
+
+    def _use(self, info: int) -> int:
+        """The handle of a request on an open file; learns the kernel's number of a new one."""
+        fh: int = ctypes.c_uint64.from_address(info + self._fh_offset).value
+        if fh in self._files.unnumbered and self._serving.request is not None:
+            self._files.numbered(fh, self._serving.request.nodeid)
+        return fh
+
+    def _change(self, info: int) -> int:
+        """As `_use`, for a request that changes the file; notes it for the notifier."""
+        serving = self._serving
+        serving.path = None
+        serving.fh = fh = self._use(info)
+        return fh
+
+    def _opened(self, path: bytes, opened: Opened, info: int) -> None:
+        structure = self._info.from_address(info)
+        structure.fh = opened.fh
+        structure.direct_io = opened.direct_io
+        structure.keep_cache = opened.keep_cache and self._can_keep
+        request = self._serving.request
+        is_open = request is not None and request.opcode == Request.OPEN
+        self._files.opened(opened.fh, path, request.nodeid if request and is_open else 0)
+
+    def open(self, path: bytes, info: int) -> None:
+        """open(2) of what is there; the Vfs truncates when O_TRUNC is set (libfuse 3 only)."""
+        serving = self._serving
+        serving.path, serving.fh = path, None
+        flags = ctypes.c_int.from_address(info).value
+        self._opened(path, self._vfs.open(path, flags, serving.caller()), info)
+
+    def create(self, path: bytes, mode: int, info: int) -> None:
+        """open(2) with O_CREAT of a new name."""
+        flags = ctypes.c_int.from_address(info).value
+        self._opened(path, self._vfs.create(path, mode, flags, self._serving.caller()), info)
+
+    def read(self, _: bytes | None, buffer: int, size: int, offset: int, info: int) -> int:
+        """pread(2), straight into the reply."""
+        view = memory_at(buffer, size, True)
+        try:
+            return self._vfs.read(self._use(info), view, offset)
+        finally:
+            view.release()
+
+    def write(self, _: bytes | None, buffer: int, size: int, offset: int, info: int) -> int:
+        """pwrite(2), straight from the request."""
+        fh = self._change(info)
+        view = memory_at(buffer, size, False)
+        try:
+            count = self._vfs.write(fh, view, offset, self._serving.caller())
+        finally:
+            view.release()
+        if self._files.hidden:
+            self._hidden_changed(fh)
+        return count
+
+    def flush(self, _: bytes | None, info: int) -> None:
+        """close(2) of one descriptor."""
+        self._vfs.flush(self._use(info))
+
+    def release(self, _: bytes | None, info: int) -> None:
+        """The last close."""
+        fh = self._fh(info)
+        self._files.closed(fh)
+        self._vfs.release(fh)
+
+    def fsync(self, _: bytes | None, datasync: int, info: int) -> None:
+        """fsync(2), fdatasync(2)."""
+        self._vfs.fsync(self._use(info), bool(datasync))
+
+    def fallocate(self, _: bytes | None, mode: int, offset: int, length: int, info: int) -> None:
+        """fallocate(2)."""
+        fh = self._change(info)
+        self._vfs.fallocate(fh, mode, offset, length)
+        if self._files.hidden:
+            self._hidden_changed(fh)
+
+    def lseek(self, _: bytes | None, offset: int, whence: int, info: int) -> int:
+        """lseek(2) with SEEK_DATA or SEEK_HOLE."""
+        return self._vfs.lseek(self._use(info), offset, whence)
+
+    def copy_file_range(
+        self,
+        _: bytes | None,
+        info_in: int,
+        offset_in: int,
+        __: bytes | None,
+        info_out: int,
+        offset_out: int,
+        length: int,
+        flags: int,
+    ) -> int:
+        """copy_file_range(2)."""
+        if flags:
+            raise OSError(errno.EINVAL, "copy_file_range has no flags")
+        fh_in = self._fh(info_in)
+        serving = self._serving
+        serving.path = None
+        serving.fh = fh_out = self._fh(info_out)
+        count = self._vfs.copy_file_range(fh_in, offset_in, fh_out, offset_out, length)
+        if self._files.hidden:
+            self._hidden_changed(fh_out)
+        return count

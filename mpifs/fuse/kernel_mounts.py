@@ -1,0 +1,129 @@
+"""Mounts as the kernel sees them: find, unmount, abort, tune.  Knows /proc and /sys, no libfuse."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import logging
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+
+log = logging.getLogger(__name__)
+
+READ_AHEAD_KIB = 4096
+"""With 128 KiB, the default, a sequential reader gets a tenth of the throughput at 1 ms latency."""
+
+_FUSERMOUNT_TIMEOUT_S = 10.0
+_MNT_FORCE, _MNT_DETACH, _UMOUNT_NOFOLLOW = 1, 2, 8
+_ESCAPE = re.compile(rb"\\([0-7]{3})")
+
+
+@dataclass(frozen=True, slots=True)
+class KernelMount:
+    """One line of mountinfo."""
+
+    mountpoint: str
+    device: str
+    kind: str
+    source: str
+
+    @property
+    def connection(self) -> str:
+        """Folder of the FUSE connection in fusectl."""
+        return f"/sys/fs/fuse/connections/{self.device.partition(':')[2]}"
+
+
+def find_mount(mountpoint: str) -> KernelMount | None:
+    """The topmost mount on exactly this folder; never touches the mounted file system."""
+    wanted = os.fsencode(mountpoint)
+    found = None
+    with open("/proc/self/mountinfo", "rb") as table:
+        for line in table:
+            front, _, back = line.partition(b" - ")
+            fields, tail = front.split(b" "), back.split(b" ")
+            place = _ESCAPE.sub(lambda match: bytes([int(match[1], 8)]), fields[4])
+            if place == wanted:
+                found = KernelMount(
+                    mountpoint,
+                    fields[2].decode(),
+                    tail[0].decode(errors="replace"),
+                    tail[1].decode(errors="replace"),
+                )
+    return found
+
+
+def _umount2(mountpoint: str, flags: int) -> int:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.umount2(os.fsencode(mountpoint), flags | _UMOUNT_NOFOLLOW) == 0:
+        return 0
+    return ctypes.get_errno()
+
+
+def _fusermount(mountpoint: str, lazy: bool) -> int:
+    """errno of `fusermount -u`: only EBUSY can be told from its words."""
+    program = shutil.which("fusermount3") or shutil.which("fusermount")
+    if program is None:
+        return errno.ENOENT
+    command = [program, "-u", *(["-z"] if lazy else []), "--", mountpoint]
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            timeout=_FUSERMOUNT_TIMEOUT_S,
+            check=False,
+            env={**os.environ, "LC_ALL": "C"},
+            cwd="/",
+        )
+    except subprocess.TimeoutExpired:
+        return errno.ETIMEDOUT
+    if done.returncode == 0:
+        return 0
+    return errno.EBUSY if b"busy" in done.stderr.lower() else errno.EPERM
+
+
+def unmount(mountpoint: str, *, lazy: bool = False) -> int:
+    """0 or the errno.  Blocks while the kernel sends the last requests, so the loop must run."""
+    if os.geteuid() == 0:
+        return _umount2(mountpoint, _MNT_DETACH if lazy else 0)
+    return _fusermount(mountpoint, lazy)
+
+
+def abort(mount: KernelMount) -> bool:
+    """Cuts a FUSE connection: all its requests, present and future, fail."""
+    try:
+        with open(f"{mount.connection}/abort", "wb") as control:
+            control.write(b"1")
+        return True
+    except OSError as error:
+        log.info("aborting through fusectl: %s", error)
+    if os.geteuid() == 0:
+        return _umount2(mount.mountpoint, _MNT_FORCE | _MNT_DETACH) == 0
+    return False
+
+
+def raise_read_ahead(mount: KernelMount, kib: int = READ_AHEAD_KIB) -> bool:
+    """Lets the kernel read further ahead; only root may."""
+    try:
+        with open(f"/sys/class/bdi/{mount.device}/read_ahead_kb", "w", encoding="ascii") as knob:
+            knob.write(str(kib))
+        return True
+    except OSError as error:
+        log.info("read-ahead stays at 128 KiB, sequential reads will be slower: %s", error)
+        return False
+
+
+def clear_dead_mount(mountpoint: str) -> None:
+    """Removes what a killed process has left mounted there: ENOTCONN on every access."""
+    try:
+        os.stat(mountpoint)
+    except OSError as error:
+        if error.errno in (errno.ENOTCONN, errno.ECONNABORTED) and find_mount(mountpoint):
+            log.info("removing the dead mount on %s", mountpoint)
+            with contextlib.suppress(OSError):
+                unmount(mountpoint, lazy=True)

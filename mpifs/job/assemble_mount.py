@@ -1,0 +1,92 @@
+"""What `mpifs mount` does: checks, the volume on first use, then a job of our own or a given one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass, replace
+from typing import NoReturn
+
+from mpifs.job import hosts as job_hosts
+from mpifs.job import launch
+from mpifs.job.config import JobConfig
+from mpifs.job.folder import VolumeFolder, is_volume, volume_of
+from mpifs.job.make import Geometry, check_workers, made_on_first_use, worker_count
+from mpifs.job.mounts import check_mountpoint
+from mpifs.job.options import parse_options, split_words
+
+
+@dataclass(frozen=True, slots=True)
+class MountRequest:
+    """The command line of mount."""
+
+    store: str
+    mountpoint: str
+    options: list[str]
+    hosts: list[str]
+    launch_agent: str
+    mpi: str
+    geometry: Geometry
+
+
+def default_workers(store: str, slots: int) -> int | None:
+    """Workers of a volume that is made on hosts: one per slot; None when the volume is there."""
+    return None if is_volume(store) else slots
+
+
+def _config(request: MountRequest, folder: VolumeFolder, workers: int) -> JobConfig:
+    return JobConfig(
+        job="",
+        volume=folder.path,
+        mountpoint=check_mountpoint(os.path.abspath(request.mountpoint)),
+        workers=workers,
+        options=split_words(request.options),
+        hosts=job_hosts.spread(request.hosts, workers) if request.hosts else [],
+        launch_agent=request.launch_agent,
+        mpi="" if request.mpi == "auto" else request.mpi,
+    )
+
+
+def mount(request: MountRequest, *, foreground: bool) -> int:
+    """Mounts by a job of our own; the exit code.  Raises OSError with what is wrong."""
+    parse_options(split_words(request.options), request.store)
+    check_mountpoint(os.path.abspath(request.mountpoint))
+    with made_on_first_use(request.store, request.geometry) as folder:
+        count = worker_count(folder)
+        check_workers(folder, request.geometry.workers, count)
+        config = _config(request, folder, count)
+        if foreground:
+            return launch.run_foreground(config)
+        launch.start(config)
+    return 0
+
+
+def in_given_world(request: MountRequest) -> NoReturn:
+    """Mounts by the ranks that the user's launcher started: rank 0 comes here, and so do the
+    workers.  Ends the process."""
+    from mpifs.job import rank
+    from mpifs.job.signals import SignalGate
+
+    gate = SignalGate()
+    volume = os.path.realpath(request.store)
+    with contextlib.ExitStack() as held:
+
+        def configure(workers: int) -> JobConfig:
+            parse_options(split_words(request.options), request.store)
+            check_mountpoint(os.path.abspath(request.mountpoint))
+            geometry = request.geometry
+            if geometry.workers is None and not is_volume(volume):
+                geometry = replace(geometry, workers=workers)
+            folder = held.enter_context(made_on_first_use(volume, geometry))
+            count = worker_count(folder)
+            check_workers(folder, workers, count)
+            held.enter_context(launch.hold(folder))
+            return launch.prepare(_config(request, folder, count), is_own=False)
+
+        rank.run_rank(volume, gate, configure, is_own=False)
+
+
+def config_at_rest(place: str) -> JobConfig:
+    """The job that serves a volume without a mount, for commands on files; see launch.serving."""
+    folder = volume_of(place)
+    return JobConfig(job="", volume=folder.path, mountpoint="", workers=worker_count(folder))

@@ -1,0 +1,94 @@
+"""Which rank serves which store: decided from what each rank's host has.  Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from mpifs.core.errors import FormatError
+from mpifs.core.messages import HelloReply
+from mpifs.core.types import StoreEntry, StoreState
+
+
+class Assignment(NamedTuple):
+    """One store's place in this job."""
+
+    rank: int
+    create: bool
+
+
+def assign_stores(
+    volume_uuid: bytes, stores: Sequence[StoreEntry], hellos: Mapping[int, HelloReply]
+) -> dict[int, Assignment]:
+    """Store id → rank and whether it may be made there.
+
+    A store in use before must be on the rank's host; a fresh one goes where no folder is in its
+    way.  A rank prefers the store of its own number, so that one host keeps one order.
+    Raises FormatError when a store is nowhere, or is another volume's.
+    """
+    if len(stores) != len(hellos):
+        raise FormatError(
+            f"the volume has {len(stores)} workers and this job {len(hellos)}; "
+            f"mount it with -w {len(stores)}"
+        )
+    choices = {entry.store: _choices(volume_uuid, entry, hellos) for entry in stores}
+    taken: dict[int, int] = {}  # rank → store
+    for entry in sorted(stores, key=lambda one: (one.state is StoreState.FRESH, one.store)):
+        if not choices[entry.store]:
+            raise _nowhere(volume_uuid, entry, hellos)
+        if not _place(entry.store, choices, taken, set()):
+            hosts = sorted({hellos[rank].host for rank in choices[entry.store]})
+            raise FormatError(
+                f"store {entry.store} is on host {', '.join(hosts)}, "
+                "which has more stores than workers in this job; give that host more slots"
+            )
+    fresh = {entry.store for entry in stores if entry.state is StoreState.FRESH}
+    return {store: Assignment(rank, store in fresh) for rank, store in sorted(taken.items())}
+
+
+def _choices(volume_uuid: bytes, entry: StoreEntry, hellos: Mapping[int, HelloReply]) -> list[int]:
+    """Ranks that could serve the store, best first."""
+    has, could = [], []
+    for rank, hello in hellos.items():
+        found = [row for row in hello.stores if row[0] == entry.store]
+        if (entry.store, volume_uuid, entry.uuid) in [tuple(row) for row in found]:
+            has.append(rank)
+        elif not found and entry.state is StoreState.FRESH:
+            could.append(rank)
+    first = sorted(has, key=lambda rank: (rank != entry.store, rank))
+    return first + sorted(could, key=lambda rank: (rank != entry.store, rank))
+
+
+def _place(
+    store: int, choices: Mapping[int, list[int]], taken: dict[int, int], tried: set[int]
+) -> bool:
+    """Finds a rank for the store, moving others if need be (augmenting path of a matching)."""
+    for rank in choices[store]:
+        if rank not in taken:
+            taken[rank] = store
+            return True
+    for rank in choices[store]:
+        if rank not in tried:
+            tried.add(rank)
+            if _place(taken[rank], choices, taken, tried):
+                taken[rank] = store
+                return True
+    return False
+
+
+def _nowhere(
+    volume_uuid: bytes, entry: StoreEntry, hellos: Mapping[int, HelloReply]
+) -> FormatError:
+    name = f"worker-{entry.store}"
+    for hello in hellos.values():
+        for store, volume, _ in hello.stores:
+            if store == entry.store:
+                whose = "another volume" if volume != volume_uuid else "another store's slot"
+                return FormatError(
+                    f"{name} on host {hello.host} belongs to {whose}; put the right folder there"
+                )
+    hosts = ", ".join(sorted({hello.host for hello in hellos.values()}))
+    return FormatError(
+        f"{name} was not found on {hosts} (or its superblock is damaged); "
+        "start the job on the hosts that hold the volume's stores"
+    )

@@ -1,0 +1,165 @@
+"""Rank 0: opens the index, has the stores opened, mounts, answers commands, and stops in order.
+
+    start: index → HELLO → SERVE → Vfs → control socket → mount → "ready"
+    stop:  unmount → Vfs closed (flush, commit) → index closed → STOP to the workers → "stopped"
+
+A stop is asked for by `mpifs umount` (refused while the mount is in use), by a signal (the mount
+is taken away in any case) or by an unmount from outside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from mpifs.core.errors import PosixError
+from mpifs.core.limits import REQUEST_TIMEOUT_S, STOP_TIMEOUT_S
+from mpifs.core.types import StoreEntry, StoreState
+from mpifs.fuse import kernel_mounts
+from mpifs.fuse.mount import FuseMount
+from mpifs.index.index import Index
+from mpifs.job import files, processes, rank, report
+from mpifs.job import state as job_state
+from mpifs.job.assembly import build_vfs
+from mpifs.job.config import JobConfig
+from mpifs.job.control import ControlServer
+from mpifs.job.crew import Crew
+from mpifs.job.options import JobOptions, parse_options
+from mpifs.job.signals import SignalGate
+from mpifs.kv import Sync
+from mpifs.transport.client import Client
+from mpifs.transport.endpoint import Endpoint
+
+log = logging.getLogger(__name__)
+_BUSY_GRACE_S = 2.0  # a signal's stop waits so long for users of the mount to leave.
+_GIVE_UP_S = STOP_TIMEOUT_S + 2 * REQUEST_TIMEOUT_S
+
+
+class Master:
+    """One job's rank 0.  `_stop` is set by any thread; all else is the main thread's."""
+
+    def __init__(self, config: JobConfig, endpoint: Endpoint) -> None:
+        self.config = config
+        self.options: JobOptions = parse_options(config.options, config.volume)
+        self.client = Client(endpoint)
+        self.crew = Crew(self.client, endpoint.size)
+        self._stop = threading.Event()
+        self._undo = contextlib.ExitStack()
+        self._mount: FuseMount | None = None
+
+    def ask_to_stop(self) -> None:
+        """Starts the stop; any thread, may be repeated."""
+        self._stop.set()
+
+    def run(self) -> None:
+        """Start, service and stop.  Raises OSError with the reason; the workers are sent home in
+        any case."""
+        folder, job = self.config.folder, self.config.job
+        try:
+            self._start()
+            mine = list(processes.this_process())
+            job_state.change(folder, job, job_state.READY, rank0=mine, workers=self._roster())
+            log.info("serving %s at %s", folder.path, self.config.mountpoint or "no mount")
+            self._stop.wait()
+            job_state.change(folder, job, job_state.STOPPING)
+            if self._mount is not None and not self._mount.unmount(_BUSY_GRACE_S):
+                log.warning("the mount was taken away from processes that used it")
+        finally:
+            self._finish()
+        job_state.change(folder, job, job_state.STOPPED)
+        log.info("stopped")
+
+    def _start(self) -> None:
+        self._undo.callback(self._dismiss)
+        sync: Sync = "relaxed" if self.options.is_relaxed else "full"
+        index = Index.open(self.config.folder.index, sync=sync)
+        self._undo.callback(index.close)
+        hellos = self.crew.greet()
+        stores = index.stores()
+        self.crew.serve(index.geometry, stores, hellos, relaxed=self.options.is_relaxed)
+        if any(entry.state is StoreState.FRESH for entry in stores):
+            index.set_stores([StoreEntry(e.store, e.uuid, StoreState.ACTIVE) for e in stores])
+            index.sync()
+        self.crew.start_heartbeat()
+        vfs = build_vfs(
+            index,
+            self.client.endpoint,
+            self.client,
+            self.crew.rank_of,
+            self.crew.free,
+            self.options.vfs,
+        )
+        self._undo.callback(vfs.close)
+        control = ControlServer(self.config.folder.socket)
+        control.register("stop", self._on_stop)
+        control.register("status", lambda args: report.status(self.config, index, vfs, self.crew))
+        files.FileService(vfs).register(control)
+        control.start()
+        self._undo.callback(control.close)
+        if self.config.mountpoint:
+            mount = FuseMount(vfs, self.config.mountpoint, self.options.mount)
+            mount.start()
+            self._mount = mount
+            threading.Thread(target=self._await_unmount, name="unmount", daemon=True).start()
+
+    def _roster(self) -> list[dict[str, Any]]:
+        return [
+            {"id": w.store, "rank": w.rank, "host": w.host, "pid": w.pid} for w in self.crew.workers
+        ]
+
+    def _await_unmount(self) -> None:
+        assert self._mount is not None
+        self._mount.wait()
+        self._stop.set()
+
+    def _on_stop(self, args: dict[str, Any]) -> dict[str, Any]:
+        """The command umount: refused while the mount is in use."""
+        if self._mount is not None and not self._mount.wait(0.0):
+            code = kernel_mounts.unmount(self._mount.mountpoint)
+            if code == errno.EBUSY:
+                raise PosixError(errno.EBUSY, f"{self.config.mountpoint} is in use")
+        self._stop.set()
+        return {}
+
+    def _finish(self) -> None:
+        watchdog = threading.Timer(_GIVE_UP_S, self._give_up)
+        watchdog.daemon = True
+        watchdog.start()
+        try:
+            self._undo.close()
+        finally:
+            watchdog.cancel()
+
+    def _give_up(self) -> None:
+        log.error("the stop takes longer than %.0f s; ending without it", _GIVE_UP_S)
+        os._exit(1)
+
+    def _dismiss(self) -> None:
+        for reason in self.crew.dismiss():
+            log.warning("at the end: %s", reason)
+
+
+def serve(config_of: Callable[[int], JobConfig], endpoint: Endpoint, gate: SignalGate) -> int:
+    """Runs rank 0; the exit code.  Raises OSError with the reason why it could not serve."""
+    client = Client(endpoint)
+    try:
+        config = config_of(endpoint.size - 1)
+        rank.remember_shared_memory(config.folder, config.job)
+        if config.workers != endpoint.size - 1:
+            raise PosixError(errno.EINVAL, f"started with {endpoint.size - 1} workers")
+        master = Master(config, endpoint)
+    except BaseException:
+        Crew(client, endpoint.size).dismiss()
+        raise
+    gate.arm(master.ask_to_stop)
+    try:
+        master.run()
+    except OSError as error:
+        job_state.change(config.folder, config.job, job_state.FAILED, str(error))
+        raise
+    return 0

@@ -1,0 +1,76 @@
+"""The words of `-o`: which are for the volume's data path, which for the mount itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from mpifs.core.errors import FormatError
+from mpifs.core.limits import MIB
+from mpifs.fuse.options import MountOptions
+from mpifs.job.assembly import VfsOptions
+from mpifs.job.sizes import parse_size
+
+_COMMIT_S_MAX = 60.0
+_MEMORY_BYTES_MIN = 8 * MIB  # below it a few chunks would fill the buffers.
+
+
+@dataclass(frozen=True, slots=True)
+class JobOptions:
+    """Everything `-o` said."""
+
+    mount: MountOptions
+    vfs: VfsOptions
+    is_relaxed: bool = False
+    """sync=relaxed: stores and index do not wait for the disk; a power loss may destroy them."""
+
+
+def split_words(options: Iterable[str]) -> list[str]:
+    """Single words of several `-o a,b=c`."""
+    return [word for text in options for word in (part.strip() for part in text.split(",")) if word]
+
+
+def parse_options(words: Iterable[str], volume: str) -> JobOptions:
+    """Raises FormatError with a sentence naming the word that is wrong.
+
+    The mount's source in the kernel's table is always the volume's folder: umount relies on it.
+    """
+    vfs, is_relaxed = VfsOptions(), False
+    mount_words: list[str] = []
+    for word in words:
+        key, has_value, value = word.partition("=")
+        if key == "commit":
+            vfs = replace(vfs, commit_interval_s=_seconds(word, value))
+        elif key == "dirty":
+            vfs = replace(vfs, dirty_bytes_max=_bytes(word, value))
+        elif key == "cache":
+            vfs = replace(vfs, cache_bytes_max=_bytes(word, value))
+        elif key == "sync" and has_value:
+            if value not in ("full", "relaxed"):
+                raise FormatError(f"mount option '{word}': sync is full or relaxed")
+            is_relaxed = value == "relaxed"
+        elif key in ("fsname", "subtype"):
+            raise FormatError(f"mount option '{key}' cannot be set: mpifs umount relies on it")
+        else:
+            mount_words.append(word)
+    mount = MountOptions.parse(mount_words)
+    return JobOptions(
+        replace(mount, fsname=volume), replace(vfs, noatime=mount.noatime), is_relaxed
+    )
+
+
+def _seconds(word: str, value: str) -> float:
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = -1.0
+    if not 0.0 <= seconds <= _COMMIT_S_MAX:
+        raise FormatError(f"mount option '{word}': commit takes seconds from 0 to 60")
+    return seconds
+
+
+def _bytes(word: str, value: str) -> int:
+    size = parse_size(value)
+    if size < _MEMORY_BYTES_MIN:
+        raise FormatError(f"mount option '{word}': give at least {_MEMORY_BYTES_MIN // MIB}MiB")
+    return size

@@ -1,0 +1,122 @@
+"""One rank of a job: joins the others, is master or worker, and ends for certain.
+
+Run by mpiexec as: python -m mpifs.job.rank VOLUME.  Under a launcher of the user's own,
+`mpifs mount` calls run_rank itself.  MPI_Finalize can hang after a death, so a watchdog ends the
+process in any case; nothing runs after the rank has said how it ended.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
+
+from mpifs.core.errors import StartError
+from mpifs.core.limits import FINALIZE_TIMEOUT_S
+from mpifs.job import config as job_config
+from mpifs.job import launch, processes
+from mpifs.job import state as job_state
+from mpifs.job.config import JobConfig
+from mpifs.job.folder import VolumeFolder
+from mpifs.job.signals import SignalGate
+from mpifs.transport.endpoint import Endpoint
+
+log = logging.getLogger(__name__)
+
+
+def run_rank(
+    volume: str, gate: SignalGate, config_of: Callable[[int], JobConfig], is_own: bool
+) -> NoReturn:
+    """Runs this process as a rank of the MPI world it was started in, and ends it.
+
+    `config_of` (given the number of workers) is called in rank 0 alone.  `is_own` says that mpifs
+    started the launcher; else messages go to the user's terminal.
+    """
+    code = 1
+    endpoint: Endpoint | None = None
+    try:
+        from mpifs.transport import mpi
+
+        endpoint = mpi.connect()
+        _set_up_log(endpoint.rank, verbose=is_own)
+        code = _serve(volume, endpoint, gate, config_of)
+    except OSError as error:
+        _give_up(f"{error}")
+    except Exception:  # noqa: BLE001 - the last stop: say what it was, then end.
+        traceback.print_exc()
+        _give_up("an error inside mpifs; the lines above say where")
+    _finish(endpoint, gate, code)
+
+
+def _serve(
+    volume: str, endpoint: Endpoint, gate: SignalGate, config_of: Callable[[int], JobConfig]
+) -> int:
+    if endpoint.size < 2:
+        raise StartError(
+            "this MPI job has one rank, mpifs needs a master and at least one worker; "
+            "start it with: mpiexec -n 5 mpifs mount STORE MNT"
+        )
+    if endpoint.rank == 0:
+        from mpifs.job import master
+
+        return master.serve(config_of, endpoint, gate)
+    from mpifs.job import worker
+
+    return worker.serve(volume, endpoint, gate)
+
+
+def _set_up_log(rank: int, *, verbose: bool) -> None:
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO if verbose else logging.WARNING,
+        format=f"%(asctime)s rank {rank}: %(levelname)s %(message)s",
+        datefmt="%Y-%m-%d %H:%M:%S",
+    )
+    faulthandler.register(signal.SIGUSR2, all_threads=True)
+
+
+def _give_up(sentence: str) -> None:
+    print(launch.FATAL_PREFIX + sentence.replace("\n", " "), file=sys.stderr, flush=True)
+
+
+def _finish(endpoint: Endpoint | None, gate: SignalGate, code: int) -> NoReturn:
+    """Ends MPI if that goes, and the process in any case."""
+    watchdog = threading.Timer(FINALIZE_TIMEOUT_S, os._exit, (code,))
+    watchdog.daemon = True
+    watchdog.start()
+    gate.release()
+    if endpoint is not None and code == 0:
+        try:
+            endpoint.close()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the work is done.
+            log.warning("ending MPI: %s", error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def remember_shared_memory(folder: VolumeFolder, job: str) -> None:
+    """Notes what this rank has mapped: a start that fails must not leave it in /dev/shm."""
+    files = processes.shared_memory_of([processes.this_process()])
+    job_state.update(
+        folder,
+        {"shm": [list(entry) for entry in files]},
+        only_if=lambda state: state.get("job") == job,
+    )
+
+
+def main() -> NoReturn:
+    """Entry of a rank that mpifs's own mpiexec started."""
+    gate = SignalGate()
+    volume = sys.argv[1]
+    run_rank(volume, gate, lambda workers: job_config.read(VolumeFolder(volume)), is_own=True)
+
+
+if __name__ == "__main__":
+    main()

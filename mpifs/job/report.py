@@ -1,0 +1,63 @@
+"""What `mpifs status` shows, as rank 0 knows it while a volume is served."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from mpifs.core.checksum import name_of
+from mpifs.index.index import Index
+from mpifs.job.config import JobConfig
+from mpifs.job.crew import Crew
+from mpifs.vfs.facade import Vfs
+
+Document = dict[str, Any]
+
+
+def volume_part(index: Index) -> Document:
+    """The key `volume` of the document."""
+    block = index.geometry
+    return {
+        "uuid": block.volume_uuid.hex(),
+        "chunk_size": block.chunk_size,
+        "replicas": block.replicas,
+        "checksum": name_of(block.checksum),
+        "workers": len(index.stores()),
+    }
+
+
+def status(config: JobConfig, index: Index, vfs: Vfs, crew: Crew) -> Document:
+    """The document, and under `details` what is for people only.  Any thread."""
+    stats = crew.stats()
+    rows = []
+    for worker in crew.workers:
+        found = stats.get(worker.store)
+        rows.append(
+            {
+                "id": worker.store,
+                "state": worker.state,
+                "pid": worker.pid,
+                "host": worker.host,
+                "chunks": found.chunks if found else None,
+                "bytes": found.bytes if found else None,
+                "free": found.free if found else None,
+            }
+        )
+    counters = index.counters()
+    cache = vfs._reader._cache
+    return {
+        "volume": volume_part(index),
+        "mount": {
+            "mountpoint": config.mountpoint or None,
+            "pid": os.getpid(),
+            "state": "mounted" if config.mountpoint else "serving",
+        },
+        "workers": rows,
+        "files": counters.files,
+        "bytes": counters.payload_bytes,
+        "details": {
+            "dirty_bytes": vfs.writeback.dirty_bytes,
+            "cache_hits": cache.hits,
+            "cache_misses": cache.misses,
+        },
+    }

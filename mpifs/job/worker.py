@@ -1,0 +1,30 @@
+"""A worker rank: one store, served to rank 0 until it says STOP or has been silent for too long."""
+
+from __future__ import annotations
+
+from mpifs.core.buffers import BufferPool
+from mpifs.core.image import IMAGE_HEADER_BYTES
+from mpifs.core.limits import FINALIZE_TIMEOUT_S, INFLIGHT_CHUNKS_MAX, MIB
+from mpifs.job.signals import SignalGate
+from mpifs.store.service import StoreService
+from mpifs.transport.endpoint import Endpoint
+from mpifs.transport.server import Server
+
+_KEPT_BYTES = INFLIGHT_CHUNKS_MAX * MIB  # buffers of one size kept for reuse.
+
+
+def serve(volume: str, endpoint: Endpoint, gate: SignalGate) -> int:
+    """Serves until the end; returns the exit code.
+
+    Signals are ignored: rank 0 gets them too, flushes, and then sends STOP.
+    """
+    gate.arm(lambda: None)
+    pool = BufferPool(IMAGE_HEADER_BYTES, _KEPT_BYTES)
+    service = StoreService(volume, endpoint.host(endpoint.rank))
+    server = Server(endpoint, service.handle, pool.take, pool.give)
+    try:
+        server.run(service.should_stop, service.idle)
+        server.flush(FINALIZE_TIMEOUT_S)
+    finally:
+        service.close()
+    return 0

@@ -1,0 +1,146 @@
+"""The one thread that writes a chunk store: takes what is queued, commits it as a group, answers.
+
+    submit → queue → [thread: take a group → apply → durable] → done(None)
+                                     └ failed → each change singly → done(None) or done(error)
+
+While a group is being committed the next one gathers, so the groups grow with the load; there is
+no waiting for company.  Nothing is answered before it is durable.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+from mpifs.core.errors import DamageError, MpifsError
+from mpifs.core.limits import (
+    COMMIT_BYTES_MAX,
+    COMMIT_OPERATIONS_MAX,
+    WRITE_QUEUE_BYTES_MAX,
+    WRITE_QUEUE_COUNT_MAX,
+)
+from mpifs.core.types import ChunkKey
+from mpifs.store.chunks import Change
+
+_log = logging.getLogger(__name__)
+
+
+class Writable(Protocol):
+    """What the writer needs of a ChunkStore."""
+
+    def apply(self, changes: Sequence[Change]) -> None: ...
+
+    def delete_many(self, keys: Sequence[ChunkKey]) -> None: ...
+
+
+class Job(NamedTuple):
+    """A change, how many bytes it holds in memory, and whom to tell (in the writer's thread)."""
+
+    change: Change
+    size: int
+    done: Callable[[MpifsError | None], None]
+
+
+class Writer:
+    """The thread and its bounded queue.  `submit` and `stop` may be called by any thread."""
+
+    def __init__(self, store: Writable, name: str = "store-writer") -> None:
+        self._store = store
+        self._wake = threading.Condition()
+        # Below is guarded by _wake.
+        self._queue: deque[Job] = deque()
+        self._queued_bytes = 0
+        self._at_end: Callable[[], None] | None = None
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(self, job: Job) -> bool:
+        """Queues a job; False if the queue is full or the writer stops: nothing will be done."""
+        with self._wake:
+            if (
+                self._at_end is not None
+                or len(self._queue) >= WRITE_QUEUE_COUNT_MAX
+                or (self._queue and self._queued_bytes + job.size > WRITE_QUEUE_BYTES_MAX)
+            ):
+                return False
+            self._queue.append(job)
+            self._queued_bytes += job.size
+            self._wake.notify()
+        return True
+
+    def stop(self, at_end: Callable[[], None]) -> bool:
+        """Lets the thread finish what is queued, call `at_end`, and end.  False if it does so
+        already; then the new `at_end` is not called."""
+        with self._wake:
+            if self._at_end is not None:
+                return False
+            self._at_end = at_end
+            self._wake.notify()
+        return True
+
+    def join(self, timeout_s: float) -> bool:
+        """Waits for the thread's end; False if it goes on."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while not self._queue and self._at_end is None:
+                    self._wake.wait()
+                group = self._take()
+                at_end = self._at_end
+            if group:
+                self._commit(group)
+            elif at_end is not None:
+                at_end()
+                return
+
+    def _take(self) -> list[Job]:
+        """The oldest jobs, as many as one transaction should hold.  Requires: _wake is held."""
+        group: list[Job] = []
+        size = 0
+        while self._queue and len(group) < COMMIT_OPERATIONS_MAX:
+            size += self._queue[0].size
+            if group and size > COMMIT_BYTES_MAX:
+                break
+            group.append(self._queue.popleft())
+            self._queued_bytes -= group[-1].size
+        return group
+
+    def _commit(self, group: list[Job]) -> None:
+        failure = self._apply([job.change for job in group])
+        for job in group:
+            result = failure
+            if failure is not None and (len(group) > 1 or job.change.deletes):
+                result = self._apply_single(job.change)
+            self._tell(job, result)
+
+    def _apply(self, changes: list[Change]) -> MpifsError | None:
+        try:
+            self._store.apply(changes)
+        except MpifsError as error:
+            return error
+        except Exception as error:  # noqa: BLE001 - a dead writer would hang every request
+            _log.exception("store writer failed")
+            return DamageError(f"store writer failed: {error!r}")
+        return None
+
+    def _apply_single(self, change: Change) -> MpifsError | None:
+        """Repeats one change of a group that failed; deletes in ever smaller transactions."""
+        if change.puts or not change.deletes:
+            return self._apply([change])
+        try:
+            self._store.delete_many(change.deletes)
+        except MpifsError as error:
+            return error
+        return None
+
+    def _tell(self, job: Job, result: MpifsError | None) -> None:
+        try:
+            job.done(result)
+        except Exception:  # noqa: BLE001 - a broken answer must not stop the answers to others
+            _log.exception("answer of a store failed")

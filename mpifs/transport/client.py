@@ -1,0 +1,216 @@
+"""The asking side: starts requests, gives each its slot, lets threads wait for the replies.
+
+Any thread starts requests and waits for its own: it tests for SPIN_S, then sleeps on its bell.
+One thread of a client spins at a time; more of them would only take each other's processor.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+
+from mpifs.core.checksum import Buffer
+from mpifs.core.errors import MpifsError
+from mpifs.core.limits import (
+    ARGS_BYTES_MAX,
+    BELL_TIMEOUT_S,
+    BODY_BYTES_MAX,
+    INLINE_BYTES_MAX,
+    NO_BELL_SLEEP_S,
+    REQUEST_TIMEOUT_S,
+    SEND_PROGRESS_S,
+    SLOT_COUNT_MAX,
+    SPIN_S,
+)
+from mpifs.core.messages import TAG_DATA_BASE, Header, Kind, encode_header, tag_of
+from mpifs.transport.endpoint import PROBE_COUNT, Endpoint
+from mpifs.transport.pending import Pending as _Pending
+from mpifs.transport.pending import Reply, Slot
+
+__all__ = ["Client", "Pending", "Reply", "wait_any"]
+
+_SWEEP_COUNT = 8
+"""Retired slots looked at when a request starts: bounded work in the way of a live request."""
+
+_FOREIGN_SLEEP_S = 0.001
+"""A thread that waits for a request of another thread hears no bell: it looks this often."""
+
+
+class Pending(_Pending):
+    """A request under way.  Started by one thread, then used by one at a time."""
+
+    __slots__ = ("client",)
+
+    client: Client
+
+    def wait(self) -> Reply:
+        """Waits for the reply.  Raises as `result` says; never later than the deadline."""
+        if not self.poll():
+            wait_any((self,))
+        return self.result()
+
+
+class Client:
+    """Requests of one rank to the others.  Every method may be called from any thread.
+
+    `_free` and `_retired` are used through atomic calls only; `_sweeping` lets one thread sweep.
+    """
+
+    def __init__(self, endpoint: Endpoint, epoch: int = 0) -> None:
+        self.endpoint = endpoint
+        self.epoch = epoch
+        self.spinner = threading.Lock()
+        """Held by the one thread that spins."""
+        self._numbers = itertools.count(1)
+        self._indexes = itertools.count()
+        self._free: list[Slot] = []
+        self._retired: deque[tuple[_Pending, Slot]] = deque()
+        self._sweeping = threading.Lock()
+
+    def start(
+        self,
+        rank: int,
+        kind: Kind,
+        *,
+        args: Buffer = b"",
+        body: Buffer | None = None,
+        items: int = 0,
+        into: bytearray | memoryview | None = None,
+        timeout_s: float = REQUEST_TIMEOUT_S,
+    ) -> Pending:
+        """Sends a request and returns at once; a dead peer shows in `wait`.
+
+        `body` must not change, nor `into` be used, until the request `is_settled`: at the reply,
+        and nearly always at an error.  Without `into` a long reply body gets memory of its own.
+        Raises MpifsError if SLOT_COUNT_MAX requests are under way already.
+
+        Requires: body and into are contiguous bytes; args and body within their limits.
+        """
+        assert len(args) <= ARGS_BYTES_MAX
+        size = 0 if body is None else len(body)
+        assert size <= BODY_BYTES_MAX
+        if self._retired:
+            self._sweep()
+        slot = self._take_slot()
+        number = next(self._numbers)
+        bell = self.endpoint.bell()
+        deadline = time.monotonic() + timeout_s
+        pending = Pending(self, rank, slot, number, bell, into, deadline)
+        pending.client = self
+        header = Header(
+            kind, 0, self.epoch, slot.index, number, len(args), size, items, bell.address, 0
+        )
+        try:
+            pending.listen()
+            if body is None or size == 0:
+                message = encode_header(header) + args
+            elif size <= INLINE_BYTES_MAX:
+                message = b"".join((encode_header(header), args, body))
+            else:
+                message = encode_header(header) + args
+            pending.track(self.endpoint.isend(rank, tag_of(kind), message))
+            if body is not None and size > INLINE_BYTES_MAX:
+                pending.track(self.endpoint.isend(rank, TAG_DATA_BASE + slot.index, body))
+        except MpifsError as error:
+            pending.fail(error)
+        self.endpoint.ring(rank, b"")
+        return pending
+
+    def call(
+        self,
+        rank: int,
+        kind: Kind,
+        *,
+        args: Buffer = b"",
+        body: Buffer | None = None,
+        items: int = 0,
+        into: bytearray | memoryview | None = None,
+        timeout_s: float = REQUEST_TIMEOUT_S,
+    ) -> Reply:
+        """`start`, then `wait`."""
+        return self.start(
+            rank, kind, args=args, body=body, items=items, into=into, timeout_s=timeout_s
+        ).wait()
+
+    def release(self, pending: _Pending, slot: Slot, is_empty: bool) -> None:
+        """Called by a request at its end: its slot is free, or must be swept first."""
+        if is_empty or pending.sweep():
+            self._free.append(slot)
+        else:
+            self._retired.append((pending, slot))
+
+    @property
+    def retired_count(self) -> int:
+        """Requests given up whose slots wait for a late reply or for the peer's death."""
+        return len(self._retired)
+
+    def _take_slot(self) -> Slot:
+        try:
+            return self._free.pop()
+        except IndexError:
+            index = next(self._indexes)
+        if index >= SLOT_COUNT_MAX:
+            raise MpifsError(f"more than {SLOT_COUNT_MAX} requests under way")
+        return Slot(index)
+
+    def _sweep(self) -> None:
+        if not self._sweeping.acquire(blocking=False):
+            return
+        try:
+            for _ in range(min(_SWEEP_COUNT, len(self._retired))):
+                pending, slot = self._retired.popleft()
+                self.release(pending, slot, is_empty=False)
+        finally:
+            self._sweeping.release()
+
+
+def wait_any(pendings: Sequence[Pending], timeout_s: float | None = None) -> list[Pending]:
+    """Waits until at least one request is over; returns those that are, [] at the time limit.
+
+    Without a time limit the requests' own deadlines end it.
+
+    Requires: at least one pending, all of one client.
+    """
+    client = pendings[0].client
+    limit = float("inf") if timeout_s is None else time.monotonic() + timeout_s
+    bell = client.endpoint.bell()
+    if done := _spin(client, pendings):
+        return done
+    while True:
+        for _ in range(PROBE_COUNT):
+            if done := [pending for pending in pendings if pending.poll()]:
+                return done
+        left_s = limit - time.monotonic()
+        if left_s <= 0:
+            return []
+        nap_s = min(left_s, *(_nap_s(client, pending, bell) for pending in pendings))
+        if bell.wait(nap_s) and (done := _spin(client, pendings)):
+            return done
+
+
+def _spin(client: Client, pendings: Sequence[Pending]) -> list[Pending]:
+    """Tests for SPIN_S, if no other thread does."""
+    if not client.spinner.acquire(blocking=False):
+        return []
+    try:
+        until = time.monotonic() + SPIN_S
+        while time.monotonic() < until:
+            if done := [pending for pending in pendings if pending.poll()]:
+                return done
+            os.sched_yield()
+        return []
+    finally:
+        client.spinner.release()
+
+
+def _nap_s(client: Client, pending: Pending, bell: object) -> float:
+    """How long its waiter may sleep at most."""
+    if pending.is_moving:
+        return SEND_PROGRESS_S
+    if not client.endpoint.is_near(pending.rank):
+        return NO_BELL_SLEEP_S
+    return BELL_TIMEOUT_S if pending.bell is bell else _FOREIGN_SLEEP_S

@@ -1,0 +1,386 @@
+"""The answering side: takes requests off the endpoint, hands them to a handler, sends replies.
+
+One thread runs the loop (`run`, or `tick` in tests); replies may come from any thread.  The loop
+alone posts receives and probes; it also looks after the sends that replies have left unfinished.
+A header that makes no sense is answered with EPROTO if it tells where to, else dropped.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import struct
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+from mpifs.core.checksum import Buffer
+from mpifs.core.errors import MpifsError, ProtocolError
+from mpifs.core.limits import (
+    ARGS_BYTES_MAX,
+    BELL_TIMEOUT_S,
+    BODY_BYTES_MAX,
+    HEADER_BYTES,
+    INLINE_BYTES_MAX,
+    NO_BELL_QUIET_S,
+    NO_BELL_QUIET_SLEEP_S,
+    NO_BELL_SLEEP_S,
+    RECEIVE_BYTES_MAX,
+    RECEIVES_MAX,
+    SEND_PROGRESS_S,
+    SERVER_BATCH_COUNT,
+    SLOT_COUNT_MAX,
+    SPIN_S,
+)
+from mpifs.core.messages import (
+    MAGIC,
+    MESSAGE_BYTES_MAX,
+    TAG_DATA_BASE,
+    TAG_REPLY_BASE,
+    VERSION,
+    Header,
+    decode_header,
+    encode_header,
+)
+from mpifs.transport.endpoint import TAG_REPLY_DATA_BASE, Endpoint, Incoming, Operation
+
+_log = logging.getLogger(__name__)
+
+_RETURN_ADDRESS = struct.Struct("<HBBiIIQIII16s")
+"""The header's fields up to the bell: enough to answer a header that `decode_header` refuses."""
+
+
+class Request:
+    """A request with its arguments and body, to be answered once and then `done`.
+
+    `args` is a copy.  `body` lies at offset 0 of `buffer`, a buffer of `take_buffer` that may be
+    longer (None if there is no body); both are valid until `done`.  Any one thread may use it.
+    """
+
+    __slots__ = ("_server", "args", "body", "buffer", "header", "is_answered", "source")
+
+    def __init__(self, server: Server, header: Header, source: int, args: bytes) -> None:
+        self._server = server
+        self.header = header
+        self.source = source
+        self.args = args
+        self.buffer: bytearray | None = None
+        self.body: memoryview | None = None
+        self.is_answered = False
+
+    def reply(
+        self,
+        *,
+        status: int = 0,
+        args: Buffer = b"",
+        body: Buffer | None = None,
+        items: int = 0,
+        free: int = 0,
+        on_sent: Callable[[], None] | None = None,
+    ) -> None:
+        """Sends the answer; further ones are ignored.  Never raises for the asker's sake.
+
+        `on_sent` is called exactly once, from this or the loop's thread, when `body` may change
+        again: at once for a short one.  With `status` an errno, `args` is a UTF-8 sentence.
+
+        Requires: args and body within their limits.
+        """
+        assert len(args) <= ARGS_BYTES_MAX
+        assert body is None or len(body) <= BODY_BYTES_MAX
+        if self.is_answered:
+            if on_sent is not None:
+                on_sent()
+            return
+        self.is_answered = True
+        self._server.answer(self, status, args, body, items, free, on_sent)
+
+    def refuse(self, error: OSError) -> None:
+        """Answers with an error's number and sentence."""
+        sentence = str(error).encode(errors="backslashreplace")[:ARGS_BYTES_MAX]
+        self.reply(status=error.errno or errno.EIO, args=sentence)
+
+    def done(self) -> None:
+        """Gives the body's buffer back.  May be repeated."""
+        buffer, self.buffer = self.buffer, None
+        if buffer is not None:
+            body, self.body = self.body, None
+            if body is not None:
+                body.release()
+            self._server.give_back(buffer, self.header.body_bytes)
+
+
+class _Sending:
+    """Sends of one reply that are not complete."""
+
+    __slots__ = ("on_sent", "operations")
+
+    def __init__(self, operations: list[Operation], on_sent: Callable[[], None] | None) -> None:
+        self.operations = operations
+        self.on_sent = on_sent
+
+    def is_over(self) -> bool:
+        """Tests; calls `on_sent` when all are complete or their receiver is dead."""
+        while self.operations:
+            try:
+                if not self.operations[-1].test():
+                    return False
+            except MpifsError as error:
+                _log.info("reply not delivered: %s", error)
+            self.operations.pop()
+        if self.on_sent is not None:
+            self.on_sent()
+        return True
+
+
+class Server:
+    """Serves one rank.  The fields below `_sending` belong to the loop's thread.
+
+    `handler` is called on the loop's thread with each complete request; it answers at once or
+    passes the request on to another thread.  OSErrors it raises are answered.  `take_buffer` and
+    `give_buffer` (any thread) lend memory for bodies.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        handler: Callable[[Request], None],
+        take_buffer: Callable[[int], bytearray],
+        give_buffer: Callable[[bytearray], None],
+    ) -> None:
+        self.endpoint = endpoint
+        self._handler = handler
+        self._take_buffer = take_buffer
+        self._give_buffer = give_buffer
+        self._lock = threading.Lock()
+        self._held_bytes = 0  # Bodies lent out; guarded by _lock.
+        self._sending: deque[_Sending] = deque()  # Appended to by any thread.
+        self._thread = 0
+        self._message = bytearray(MESSAGE_BYTES_MAX)
+        self._waiting: deque[Request] = deque()
+        self._receiving: list[tuple[Request, Operation]] = []
+        self._heard: dict[int, float] = {}
+        self._is_far = not all(map(endpoint.is_near, range(endpoint.size)))
+
+    def heard_s(self, rank: int) -> float | None:
+        """When (time.monotonic) the last request of `rank` came; None if there was none."""
+        return self._heard.get(rank)
+
+    def run(self, should_stop: Callable[[], bool], idle: Callable[[], None]) -> None:
+        """Serves until `should_stop`; `idle` is called before each sleep, at least 20 × a second.
+
+        Leaves replies that are still on their way to `flush`.
+        """
+        bell = self.endpoint.server_bell()
+        now = moved = time.monotonic()
+        spin_until = now + SPIN_S
+        while not should_stop():
+            if self.tick():
+                moved = time.monotonic()
+                spin_until = moved + SPIN_S
+                continue
+            now = time.monotonic()
+            if now < spin_until:
+                os.sched_yield()
+                continue
+            idle()
+            if bell.wait(self._nap_s(now - moved)):
+                spin_until = time.monotonic() + SPIN_S
+
+    def flush(self, timeout_s: float) -> bool:
+        """Waits until all replies have been delivered; False at the time limit."""
+        deadline = time.monotonic() + timeout_s
+        while self._sending:
+            self._finish_sends()
+            if time.monotonic() > deadline:
+                return False
+            os.sched_yield()
+        return True
+
+    def tick(self) -> bool:
+        """A bounded batch of work; True if something moved."""
+        self._thread = threading.get_ident()
+        moved = False
+        if self._sending:
+            moved = self._finish_sends()
+        if self._receiving or self._waiting:
+            moved = self._finish_receives() or moved
+        for _ in range(SERVER_BATCH_COUNT):
+            incoming = self.endpoint.probe()
+            if incoming is None:
+                break
+            moved = True
+            self._accept(incoming)
+        return moved
+
+    def _nap_s(self, quiet_s: float) -> float:
+        if self._sending or self._receiving:
+            return SEND_PROGRESS_S
+        if not self._is_far:
+            return BELL_TIMEOUT_S
+        return NO_BELL_SLEEP_S if quiet_s < NO_BELL_QUIET_S else NO_BELL_QUIET_SLEEP_S
+
+    # Requests coming in.
+
+    def _accept(self, incoming: Incoming) -> None:
+        """Takes one header message."""
+        source, message = incoming.source, self._message
+        try:
+            incoming.receive(message)
+            header = decode_header(memoryview(message)[: incoming.size])
+            inline_bytes = header.body_bytes if header.is_inline else 0
+            end = HEADER_BYTES + header.args_bytes
+            if end + inline_bytes != incoming.size:
+                raise ProtocolError(f"message of {incoming.size} bytes is not as long as it says")
+        except ProtocolError as error:
+            self._refuse(source, incoming.size, error)
+            return
+        self._heard[source] = time.monotonic()
+        request = Request(self, header, source, bytes(message[HEADER_BYTES:end]))
+        if not header.body_bytes:
+            self._handle(request)
+        elif header.is_inline:
+            self._lend(request)
+            assert request.body is not None
+            request.body[:] = memoryview(message)[end : end + header.body_bytes]
+            self._handle(request)
+        elif self._has_room():
+            self._receive(request)
+        else:
+            self._waiting.append(request)
+
+    def _refuse(self, source: int, size: int, error: ProtocolError) -> None:
+        """Answers a bad header message, if its first fields tell where to."""
+        _log.warning("message from rank %d refused: %s", source, error)
+        if size < HEADER_BYTES:
+            return
+        magic, version, kind, _, epoch, slot, number, _, _, _, bell = _RETURN_ADDRESS.unpack_from(
+            self._message
+        )
+        if magic == MAGIC and version == VERSION and slot < SLOT_COUNT_MAX:
+            header = Header(kind, 0, epoch, slot, number, 0, 0, 0, bell, 0)
+            Request(self, header, source, b"").refuse(error)
+
+    def _has_room(self) -> bool:
+        if len(self._receiving) >= RECEIVES_MAX:
+            return False
+        return self._held_bytes < RECEIVE_BYTES_MAX
+
+    def _lend(self, request: Request) -> None:
+        size = request.header.body_bytes
+        request.buffer = self._take_buffer(size)
+        request.body = memoryview(request.buffer)[:size]
+        with self._lock:
+            self._held_bytes += size
+
+    def give_back(self, buffer: bytearray, size: int) -> None:
+        """Called by a request that is done."""
+        with self._lock:
+            self._held_bytes -= size
+        self._give_buffer(buffer)
+
+    def _receive(self, request: Request) -> None:
+        """Posts the receive of a long body."""
+        self._lend(request)
+        assert request.body is not None
+        tag = TAG_DATA_BASE + request.header.slot
+        try:
+            operation = self.endpoint.irecv(request.source, tag, request.body)
+        except MpifsError as error:
+            self._drop(request, error)
+            return
+        self._receiving.append((request, operation))
+        self._finish_receives()
+
+    def _finish_receives(self) -> bool:
+        """Hands on the requests whose bodies have come, posts receives for waiting ones."""
+        done = 0
+        for request, operation in self._receiving[:]:
+            try:
+                if not operation.test():
+                    continue
+            except MpifsError as error:
+                self._receiving.remove((request, operation))
+                self._drop(request, error)
+                done += 1
+                continue
+            self._receiving.remove((request, operation))
+            self._handle(request)
+            done += 1
+        while self._waiting and self._has_room():
+            self._receive(self._waiting.popleft())
+            done += 1
+        return done > 0
+
+    def _drop(self, request: Request, error: MpifsError) -> None:
+        _log.warning("request of rank %d dropped: %s", request.source, error)
+        if isinstance(error, ProtocolError):
+            request.refuse(error)
+        request.done()
+
+    def _handle(self, request: Request) -> None:
+        try:
+            self._handler(request)
+        except OSError as error:
+            request.refuse(error)
+            request.done()
+        except Exception:  # noqa: BLE001  # The loop must go on and the asker must hear.
+            _log.exception("request of kind %d failed", request.header.kind)
+            request.refuse(OSError(errno.EIO, "internal error, see the log"))
+            request.done()
+
+    # Replies going out.
+
+    def answer(
+        self,
+        request: Request,
+        status: int,
+        args: Buffer,
+        body: Buffer | None,
+        items: int,
+        free: int,
+        on_sent: Callable[[], None] | None,
+    ) -> None:
+        """Sends a reply; any thread."""
+        asked, source = request.header, request.source
+        size = 0 if body is None else len(body)
+        header = encode_header(
+            asked._replace(
+                status=status,
+                args_bytes=len(args),
+                body_bytes=size,
+                items=items,
+                bell=b"",
+                free=free,
+            )
+        )
+        operations: list[Operation] = []
+        is_inline = size <= INLINE_BYTES_MAX
+        message = header + args if body is None or not is_inline else b"".join((header, args, body))
+        try:
+            operations.append(self.endpoint.isend(source, TAG_REPLY_BASE + asked.slot, message))
+            if body is not None and not is_inline:
+                tag = TAG_REPLY_DATA_BASE + asked.slot
+                operations.append(self.endpoint.isend(source, tag, body))
+        except MpifsError as error:
+            _log.info("reply not delivered: %s", error)
+        address = asked.bell.rstrip(b"\0")
+        if address:
+            self.endpoint.ring(source, address)
+        sending = _Sending(operations, on_sent)
+        if not sending.is_over():
+            self._sending.append(sending)
+            if threading.get_ident() != self._thread:
+                self.endpoint.ring(self.endpoint.rank, b"")
+
+    def _finish_sends(self) -> bool:
+        """Tests the replies under way once each; True if one is complete."""
+        done = 0
+        for _ in range(len(self._sending)):
+            sending = self._sending.popleft()
+            if sending.is_over():
+                done += 1
+            else:
+                self._sending.append(sending)
+        return done > 0

@@ -1,0 +1,173 @@
+"""The service loop by hand: `tick` without threads."""
+
+from __future__ import annotations
+
+import errno
+import time
+
+import pytest
+
+from mpifs.core import limits
+from mpifs.core.errors import RemoteError, SilentError
+from mpifs.core.messages import Kind
+from mpifs.transport import server as server_module
+from mpifs.transport.client import Client, Pending
+from mpifs.transport.loopback import make_loopbacks
+from mpifs.transport.server import Request, Server
+
+
+class Rig:
+    """Rank 0 asks, rank 1 answers when ticked; requests are kept in `got`."""
+
+    def __init__(self) -> None:
+        self.asker, self.worker = make_loopbacks(2)
+        self.client = Client(self.asker)
+        self.got: list[Request] = []
+        self.lent = 0
+        self.server = Server(self.worker, self.got.append, self.take, self.give)
+
+    def take(self, size: int) -> bytearray:
+        self.lent += 1
+        return bytearray(size + 64)
+
+    def give(self, buffer: bytearray) -> None:
+        self.lent -= 1
+
+    def drive(self, pending: Pending) -> None:
+        deadline = time.monotonic() + 5
+        while not pending.poll():
+            self.server.tick()
+            assert time.monotonic() < deadline
+
+    def close(self) -> None:
+        self.asker.close()
+        self.worker.close()
+
+
+@pytest.fixture
+def rig():
+    rig = Rig()
+    yield rig
+    assert rig.lent == 0
+    rig.close()
+
+
+def test_body_lies_at_the_start_of_a_longer_lent_buffer(rig: Rig) -> None:
+    for size in (5, 100_000):
+        pending = rig.client.start(1, Kind.PUT, args=b"a", body=b"b" * size, items=3)
+        while not rig.got:
+            assert rig.server.tick()
+        request = rig.got.pop()
+        assert request.buffer is not None
+        assert len(request.buffer) == size + 64
+        assert request.buffer[:size] == request.body == b"b" * size
+        assert (request.args, request.header.items, request.source) == (b"a", 3, 0)
+        request.reply()
+        request.done()
+        request.done()
+        rig.drive(pending)
+        pending.wait()
+    assert rig.server.heard_s(0) is not None
+    assert rig.server.heard_s(1) is None
+
+
+def test_on_sent_once_and_only_when_the_body_is_received(rig: Rig) -> None:
+    pending = rig.client.start(1, Kind.GET)
+    rig.server.tick()
+    sent: list[int] = []
+    request = rig.got.pop()
+    request.reply(body=bytes(1 << 20), on_sent=lambda: sent.append(1))
+    rig.server.tick()
+    assert not sent
+    rig.drive(pending)
+    rig.server.tick()
+    assert sent == [1]
+    request.reply(on_sent=lambda: sent.append(2))
+    assert sent == [1, 2]
+
+
+def test_on_sent_when_the_asker_dies(rig: Rig) -> None:
+    rig.client.start(1, Kind.GET)
+    rig.server.tick()
+    sent: list[int] = []
+    rig.got[0].reply(body=bytes(1 << 20), on_sent=lambda: sent.append(1))
+    rig.asker.die()
+    rig.server.tick()
+    assert sent == [1]
+    assert rig.server.flush(1)
+
+
+def test_memory_is_bounded_and_control_messages_pass(rig: Rig, monkeypatch) -> None:
+    monkeypatch.setattr(server_module, "RECEIVE_BYTES_MAX", 150_000)
+    pendings = [rig.client.start(1, Kind.PUT, body=bytes(100_000)) for _ in range(4)]
+    for _ in range(5):
+        rig.server.tick()
+    assert len(rig.got) == 2
+    ping = rig.client.start(1, Kind.PING)
+    rig.server.tick()
+    assert rig.got[-1].header.kind == Kind.PING
+    rig.got.pop().reply()
+    ping.wait()
+    for _ in range(4):
+        while not rig.got:
+            rig.server.tick()
+        request = rig.got.pop(0)
+        request.reply()
+        request.done()
+    for pending in pendings:
+        pending.wait()
+
+
+def test_errors_of_the_handler_are_answered(rig: Rig, caplog) -> None:
+    for error, code in ((OSError(errno.ENOSPC, "full"), errno.ENOSPC), (KeyError(1), errno.EIO)):
+
+        def handle(request: Request, error: Exception = error) -> None:
+            raise error
+
+        rig.server._handler = handle
+        pending = rig.client.start(1, Kind.PUT, body=bytes(100_000))
+        rig.drive(pending)
+        with pytest.raises(RemoteError) as caught:
+            pending.wait()
+        assert caught.value.errno == code
+
+
+def test_silent_peer_costs_the_deadline_and_no_more(rig: Rig) -> None:
+    start = time.monotonic()
+    with pytest.raises(SilentError):
+        rig.client.call(1, Kind.PUT, body=bytes(100_000), timeout_s=0.1)
+    assert 0.09 < time.monotonic() - start < 0.3
+    assert rig.client.retired_count == 1
+    rig.server.tick()
+    request = rig.got.pop()
+    request.reply()
+    request.done()
+    rig.client.start(1, Kind.PING)
+    assert rig.client.retired_count == 0
+
+
+def test_slots_are_bounded(rig: Rig, monkeypatch) -> None:
+    monkeypatch.setattr("mpifs.transport.client.SLOT_COUNT_MAX", 2)
+    first = rig.client.start(1, Kind.PING)
+    rig.client.start(1, Kind.PING)
+    with pytest.raises(OSError, match="under way"):
+        rig.client.start(1, Kind.PING)
+    rig.server.tick()
+    for request in rig.got:
+        request.reply()
+    first.wait()
+    rig.client.start(1, Kind.PING)
+
+
+def test_reply_of_another_epoch_is_ignored(rig: Rig) -> None:
+    pending = rig.client.start(1, Kind.GET, timeout_s=0.05)
+    rig.server.tick()
+    request = rig.got.pop()
+    request.header = request.header._replace(epoch=3)
+    request.reply(body=bytes(100_000))
+    with pytest.raises(SilentError):
+        pending.wait()
+
+
+def test_limits_agree() -> None:
+    assert limits.INLINE_BYTES_MAX < limits.RECEIVE_BYTES_MAX

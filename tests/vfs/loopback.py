@@ -1,0 +1,101 @@
+"""A whole volume in one process: index, vfs and stores joined by the loopback transport.
+
+For logic tests only; what claims to show that the product works mounts it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import uuid
+from pathlib import Path
+
+from mpifs.core.buffers import BufferPool
+from mpifs.core.messages import Kind, Serve, StoreStats, decode_args, encode_args
+from mpifs.core.superblock import Role, Superblock
+from mpifs.core.types import ChecksumKind, StoreEntry, StoreId, StoreState
+from mpifs.index.index import Index
+from mpifs.job.assembly import VfsOptions, build_vfs
+from mpifs.store.service import StoreService
+from mpifs.transport.client import Client
+from mpifs.transport.loopback import make_world
+from mpifs.transport.server import Server
+from mpifs.vfs.facade import Vfs
+
+
+class LoopbackVolume:
+    """`open` gives a Vfs, `close` shuts everything down cleanly; may be opened again."""
+
+    def __init__(
+        self, folder: Path, workers: int = 4, chunk_size: int = 64 * 1024, replicas: int = 1
+    ) -> None:
+        self.folder = folder
+        self.workers = workers
+        folder.mkdir(parents=True, exist_ok=True)
+        volume = uuid.uuid4().bytes
+        block = Superblock(
+            Role.INDEX, volume, volume, 0, chunk_size, replicas, ChecksumKind.XXH3_128, 0
+        )
+        stores = [
+            StoreEntry(StoreId(n), uuid.uuid4().bytes, StoreState.FRESH)
+            for n in range(1, workers + 1)
+        ]
+        Index.make(os.fspath(folder / "index"), block, stores)
+        self.vfs: Vfs | None = None
+
+    def open(self, options: VfsOptions | None = None) -> Vfs:
+        self.index = Index.open(os.fspath(self.folder / "index"))
+        self.endpoints = make_world(self.workers + 1)
+        self.threads = [
+            threading.Thread(target=self._work, args=(rank,), daemon=True)
+            for rank in range(1, self.workers + 1)
+        ]
+        for thread in self.threads:
+            thread.start()
+        self.client = Client(self.endpoints[0])
+        geometry = self.index.geometry
+        free = {}
+        for entry in self.index.stores():
+            serve = Serve(
+                entry.store,
+                geometry.volume_uuid,
+                entry.uuid,
+                geometry.chunk_size,
+                geometry.checksum,
+                entry.state is StoreState.FRESH,
+            )
+            reply = self.client.call(entry.store, Kind.SERVE, args=encode_args(serve))
+            free[entry.store] = decode_args(bytes(reply.args), StoreStats).free
+        self.index.set_stores(
+            [StoreEntry(e.store, e.uuid, StoreState.ACTIVE) for e in self.index.stores()]
+        )
+        self.vfs = build_vfs(
+            self.index, self.endpoints[0], self.client, int, free, options or VfsOptions()
+        )
+        return self.vfs
+
+    def _work(self, rank: int) -> None:
+        endpoint = self.endpoints[rank]
+        service = StoreService(os.fspath(self.folder), "loopback")
+        pool = BufferPool(0, 8 << 20)
+        Server(endpoint, service.handle, pool.take, pool.give).run(
+            service.should_stop, service.idle
+        )
+
+    def close(self) -> None:
+        assert self.vfs is not None
+        self.vfs.close()
+        self.index.close()
+        for rank in range(1, self.workers + 1):
+            self.client.call(rank, Kind.STOP)
+        for thread in self.threads:
+            thread.join(20)
+            assert not thread.is_alive()
+        for endpoint in self.endpoints:
+            endpoint.close()
+        self.vfs = None
+
+
+def make_vfs(tmp_path: Path, **options: int) -> Vfs:
+    """A Vfs on a fresh loopback volume."""
+    return LoopbackVolume(tmp_path / "volume", **options).open()
