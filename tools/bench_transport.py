@@ -22,8 +22,6 @@ def cpu_s() -> float:
     return use.ru_utime + use.ru_stime
 
 
-
-
 def worker(endpoint) -> None:  # type: ignore[no-untyped-def]
     pool, blob, stopped = BufferPool(64, 64 * MIB), bytearray(64 * MIB), []
 

@@ -161,6 +161,8 @@ class StoreStats(msgspec.Struct, frozen=True):
     chunks: int
     bytes: int
     free: int
+    disk: str = ""
+    """Names the file system that the store lies on: equal for stores that share its free bytes."""
 
 
 class ListKeys(msgspec.Struct, frozen=True):

@@ -18,15 +18,19 @@ log = logging.getLogger(__name__)
 class Reclaim:
     """Deletes chunks.  Deleting what is not there is no error, so a repetition is harmless."""
 
-    def __init__(self, client: Client, rank_of: Callable[[int], int]) -> None:
+    def __init__(
+        self,
+        client: Client,
+        rank_of: Callable[[int], int],
+        on_free: Callable[[int, int], None],
+    ) -> None:
+        self._on_free = on_free
         self._client = client
         self._rank_of = rank_of
 
-    def delete(
-        self, garbage: Sequence[tuple[ChunkKey, tuple[int, ...]]]
-    ) -> tuple[list[ChunkKey], dict[int, int]]:
-        """Deletes from all stores named; returns the keys that are gone everywhere, and the free
-        bytes that each store answered.  A store that fails keeps its keys for the next call.
+    def delete(self, garbage: Sequence[tuple[ChunkKey, tuple[int, ...]]]) -> list[ChunkKey]:
+        """Deletes from all stores named; returns the keys that are gone everywhere.  A store that
+        fails keeps its keys for the next call.
 
         Requires: garbage is durable in the index (no durable ref names these keys).
         """
@@ -36,7 +40,6 @@ class Reclaim:
                 by_store[store].append(key)
         under_way: list[tuple[int, list[ChunkKey], Pending]] = []
         kept: set[ChunkKey] = set()
-        free: dict[int, int] = {}
         for store, keys in by_store.items():
             for first in range(0, len(keys), BATCH_COUNT_MAX):
                 part = keys[first : first + BATCH_COUNT_MAX]
@@ -54,8 +57,8 @@ class Reclaim:
                 under_way.append((store, part, pending))
         for store, part, pending in under_way:
             try:
-                free[store] = pending.wait().header.free
+                self._on_free(store, pending.wait().header.free)
             except OSError as error:
                 log.warning("garbage stays on store %d for now: %s", store, error)
                 kept.update(part)
-        return [key for key, _ in garbage if key not in kept], free
+        return [key for key, _ in garbage if key not in kept]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from mpifs.core import image
@@ -61,7 +61,7 @@ class _Batch:
 class Scatter:
     """Sends chunks.  `submit` may be called from any thread; `done` runs on the scatter thread.
 
-    `free` maps a store to the bytes it said it can still take in its last answer.
+    `on_free(store, bytes)` hears what a store said in its answer that it can still take.
     """
 
     def __init__(
@@ -70,9 +70,9 @@ class Scatter:
         client: Client,
         rank_of: Callable[[int], int],
         kind: ChecksumKind,
-        free: Mapping[int, int],
+        on_free: Callable[[int, int], None],
     ) -> None:
-        self.free: dict[int, int] = dict(free)
+        self._on_free = on_free
         self._endpoint = endpoint
         self._client = client
         self._rank_of = rank_of
@@ -175,7 +175,7 @@ class Scatter:
         for pending, store, items, owned in finished:
             error: OSError | None = None
             try:
-                self.free[store] = pending.wait().header.free
+                self._on_free(store, pending.wait().header.free)
             except OSError as failure:
                 error = failure
             if owned is not None and error is None:  # else MPI may still read it

@@ -16,6 +16,7 @@ from mpifs.core.types import ChunkKey
 from mpifs.data.gather import Gather
 from mpifs.data.reclaim import Reclaim
 from mpifs.data.scatter import Scatter
+from mpifs.data.space import Space
 from mpifs.index.index import Index
 from mpifs.transport.client import Client
 from mpifs.transport.endpoint import Endpoint
@@ -44,11 +45,13 @@ def build_vfs(
     client: Client,
     rank_of: Callable[[int], int],
     free: Mapping[int, int],
+    disk_of: Mapping[int, str],
     options: VfsOptions,
 ) -> Vfs:
     """A Vfs over stores that are being served.
 
-    `rank_of` maps a store id to the rank that serves it; `free` maps store ids to free bytes.
+    `rank_of` maps a store id to the rank that serves it; `free` maps store ids to free
+    bytes, `disk_of` to a name of their disk.
     The caller closes the Vfs, then the index.
     """
     kind = index.geometry.checksum
@@ -64,18 +67,20 @@ def build_vfs(
             sentence,
         )
 
-    scatter = Scatter(endpoint, client, rank_of, kind, free)
+    space = Space(free, disk_of)
+    scatter = Scatter(endpoint, client, rank_of, kind, space.told)
     gather = Gather(client, rank_of, kind, on_damage)
     cache = ChunkCache(gather.fetch, options.cache_bytes_max)
     reader = Reader(index, cache, READAHEAD_CHUNKS_MAX)
     committer = Committer(
-        index, Reclaim(client, rank_of), options.commit_interval_s, scatter.free.update
+        index, Reclaim(client, rank_of, space.told), options.commit_interval_s
     )
     stores = [entry.store for entry in index.stores()]
     writeback = WriteBack(
         index,
         scatter,
         reader,
+        space,
         lambda: stores,
         options.dirty_bytes_max,
         committer.kick,

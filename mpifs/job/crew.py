@@ -32,13 +32,14 @@ class Worker:
 
 
 class Crew:
-    """All workers of a job.  `free` (store id → bytes free) is shared with the data path."""
+    """All workers of a job.  `free` and `disk_of` hold what each store told at SERVE."""
 
     def __init__(self, client: Client, ranks: int) -> None:
         self._client = client
         self._ranks = range(1, ranks)
         self.workers: list[Worker] = []
         self.free: dict[int, int] = {}
+        self.disk_of: dict[int, str] = {}
         self._places: dict[int, int] = {}
         self._quit = threading.Event()
         self._heartbeat = threading.Thread(target=self._run, name="heartbeat", daemon=True)
@@ -83,9 +84,11 @@ class Crew:
         }
         for store, answer in pending.items():
             try:
-                self.free[store] = answer.wait().header.free
+                stats = decode_args(answer.wait().args, StoreStats)
             except MpifsError as error:
                 raise StartError(str(error)) from None
+            self.free[store] = stats.free
+            self.disk_of[store] = stats.disk
         self._places = {store: place.rank for store, place in places.items()}
         self.workers = [
             Worker(place.rank, store, hellos[place.rank].host, hellos[place.rank].pid)

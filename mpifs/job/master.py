@@ -92,6 +92,7 @@ class Master:
             self.client,
             self.crew.rank_of,
             self.crew.free,
+            self.crew.disk_of,
             self.options.vfs,
         )
         self._undo.callback(vfs.close)

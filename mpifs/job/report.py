@@ -44,7 +44,7 @@ def status(config: JobConfig, index: Index, vfs: Vfs, crew: Crew) -> Document:
             }
         )
     counters = index.counters()
-    cache = vfs._reader._cache
+    cache = vfs.reader.cache
     return {
         "volume": volume_part(index),
         "mount": {

@@ -47,6 +47,7 @@ from mpifs.core.types import ChecksumKind, ChunkKey
 from mpifs.kv import ReadTransaction
 from mpifs.store.folder import (
     check_identity,
+    disk_of,
     lock_folder,
     make_folder,
     read_superblock,
@@ -110,6 +111,7 @@ class ChunkStore:
     def __init__(self, folder: str, store: int, lock: int, small: Side, large: Side) -> None:
         self.folder = folder
         self.store = store
+        self._disk = disk_of(folder)
         self._lock = lock
         self._small = small
         self._large = large
@@ -287,6 +289,7 @@ class ChunkStore:
             small.chunks + large.chunks,
             small.payload_bytes + large.payload_bytes,
             self.free_bytes(),
+            self._disk,
         )
 
     def free_bytes(self) -> int:

@@ -153,3 +153,16 @@ def _failure(error: OSError, path: str) -> MpifsError:
     if code == errno.EIO:
         return DamageError(f"{path} cannot be read or written; is its disk failing?")
     return FormatError(f"{path} cannot be used: {os.strerror(code)}")
+
+
+def disk_of(folder: str) -> str:
+    """Names the file system that a folder lies on: equal for folders that share its space.
+
+    Device numbers are the kernel's, so the kernel's boot id stands before them.
+    """
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            kernel = file.read().strip()
+    except OSError:
+        kernel = os.uname().nodename
+    return f"{kernel}:{os.stat(folder).st_dev}"

@@ -32,6 +32,11 @@ def is_request_tag(tag: int) -> bool:
 class Operation(Protocol):
     """A send or receive under way.  One thread at a time may use it."""
 
+    @property
+    def received(self) -> int:
+        """Bytes that a complete receive has brought; 0 for a send."""
+        ...
+
     def test(self) -> bool:
         """True once complete, and from then on: the buffer is the caller's again.
 

@@ -34,7 +34,7 @@ def make_loopbacks(size: int) -> list[LoopbackEndpoint]:
 class _Operation:
     """A send or receive; all fields guarded by the world's lock."""
 
-    __slots__ = ("buffer", "done", "error", "peer", "source", "tag", "world")
+    __slots__ = ("buffer", "done", "error", "peer", "received", "source", "tag", "world")
 
     def __init__(self, world: _World, peer: int, source: int, tag: int, buffer: Buffer) -> None:
         self.world = world
@@ -44,6 +44,7 @@ class _Operation:
         self.buffer = buffer
         self.done = False
         self.error: Exception | None = None
+        self.received = 0
 
     def test(self) -> bool:
         """See endpoint.Operation."""
@@ -207,6 +208,7 @@ def _match(send: _Operation, receive: _Operation) -> None:
     except ProtocolError as failure:
         error = failure
     send.finish()
+    receive.received = len(send.buffer)
     receive.finish(error)
 
 

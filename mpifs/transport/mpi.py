@@ -104,9 +104,10 @@ class _World:
 
 
 class MpiOperation:
-    """A request of MPI with the rank at its other end."""
+    """A send: a request of MPI with the rank at its other end."""
 
     __slots__ = ("_endpoint", "_peer", "_request")
+    received = 0
 
     def __init__(self, endpoint: MpiEndpoint, request: MPI.Request, peer: int) -> None:
         self._endpoint = endpoint
@@ -133,6 +134,33 @@ class MpiOperation:
         except self._endpoint.Exception:
             return True
         return True
+
+
+class MpiReceive(MpiOperation):
+    """A receive; its status tells how much has come."""
+
+    __slots__ = ("_status", "is_done", "received")
+
+    def __init__(
+        self, endpoint: MpiEndpoint, request: MPI.Request, peer: int, status: MPI.Status
+    ) -> None:
+        super().__init__(endpoint, request, peer)
+        self._status = status
+        self.is_done = False
+        self.received = 0
+
+    def test(self) -> bool:
+        """See endpoint.Operation.  A second test would find a null request and an empty status."""
+        if self.is_done:
+            return True
+        try:
+            self.is_done = self._request.Test(self._status)
+        except self._endpoint.Exception as error:
+            self.is_done = True
+            raise self._endpoint.translated(error, self._peer) from None
+        if self.is_done:
+            self.received = self._status.count
+        return self.is_done
 
 
 class MpiIncoming:
@@ -193,9 +221,10 @@ class MpiEndpoint:
     def irecv(self, source: int, tag: int, into: bytearray | memoryview) -> Operation:
         """See endpoint.Endpoint."""
         try:
-            return MpiOperation(self, self._replies.Irecv(into, source, tag), source)
+            request = self._replies.Irecv(into, source, tag)
         except self.Exception as error:
             raise self.translated(error, source) from None
+        return MpiReceive(self, request, source, self._mpi.Status())
 
     def probe(self) -> Incoming | None:
         """See endpoint.Endpoint."""

@@ -80,6 +80,7 @@ class Pending:
         "_stage",
         "_stale",
         "bell",
+        "is_spoilt",
         "rank",
     )
 
@@ -98,6 +99,8 @@ class Pending:
         """The rank asked."""
         self.bell = bell
         """Rung when the reply has been posted: the bell of the thread that started."""
+        self.is_spoilt = False
+        """Whether an answer made no sense: what else may come on the slot's tags is unknown."""
         self._slot = slot
         self._number = number
         self._into = None if into is None else memoryview(into)
@@ -180,14 +183,16 @@ class Pending:
         if self._stage is _Stage.HEADER:
             if self._receive is None or not self._receive.test():
                 return False
-            self._receive = None
-            if not self._take_header():
+            receive, self._receive = self._receive, None
+            if not self._take_header(receive.received):
                 return False
         if self._stage is _Stage.BODY:
             if self._receive is None or not self._receive.test():
                 return False
-            self._receive = None
+            receive, self._receive = self._receive, None
             self._stage = _Stage.SENDS
+            if receive.received != len(self._body):
+                raise ProtocolError(f"body from rank {self.rank} is not as long as its header says")
         while self._sends:
             if not self._sends[-1].test():
                 return False
@@ -195,9 +200,9 @@ class Pending:
         self._conclude()
         return True
 
-    def _take_header(self) -> bool:
+    def _take_header(self, size: int) -> bool:
         """Reads the reply's header message; False if it was another request's reply."""
-        header = decode_header(self._slot.buffer)
+        header = self._decode(size)
         if header.request != self._number or header.epoch != self._owner.epoch:
             if not header.is_inline:
                 self._stale.append(self._receive_body(bytearray(header.body_bytes)))
@@ -217,6 +222,16 @@ class Pending:
         self._receive = self._receive_body(self._body)
         self._stage = _Stage.BODY
         return True
+
+    def _decode(self, size: int) -> Header:
+        """The header of the message of `size` bytes in the slot's buffer."""
+        self.is_spoilt = True
+        header = decode_header(memoryview(self._slot.buffer)[:size])
+        inline_bytes = header.body_bytes if header.is_inline else 0
+        if size != HEADER_BYTES + header.args_bytes + inline_bytes:
+            raise ProtocolError(f"reply of rank {self.rank} is not as long as it says")
+        self.is_spoilt = False
+        return header
 
     def _receive_body(self, into: bytearray | memoryview) -> Operation:
         tag = TAG_REPLY_DATA_BASE + self._slot.index
@@ -268,18 +283,21 @@ class Pending:
         self._receive = None
 
     def sweep(self) -> bool:
-        """One step of emptying a retired slot; True when nothing can arrive on it any more."""
+        """One step of emptying a retired slot; True when it is over with.
+
+        Then nothing can arrive on the slot any more, unless the request `is_spoilt`.
+        """
         self._sends = [send for send in self._sends if not _is_over(send)]
         self._stale = [stale for stale in self._stale if not _is_over(stale)]
         if self._receive is not None and _is_over(self._receive):
-            self._receive = None
-            if self._header is None:
-                self._drop_late_reply()
+            size, self._receive = self._receive.received, None
+            if self._header is None and size:
+                self._drop_late_reply(size)
         return self._receive is None and not self._sends and not self._stale
 
-    def _drop_late_reply(self) -> None:
+    def _drop_late_reply(self, size: int) -> None:
         try:
-            self._header = decode_header(self._slot.buffer)
+            self._header = self._decode(size)
             if not self._header.is_inline:
                 self._stale.append(self._receive_body(bytearray(self._header.body_bytes)))
         except MpifsError:

@@ -300,6 +300,8 @@ class Server:
             try:
                 if not operation.test():
                     continue
+                if operation.received != request.header.body_bytes:
+                    raise ProtocolError("body is not as long as its header says")
             except MpifsError as error:
                 self._receiving.remove((request, operation))
                 self._drop(request, error)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
 
 from mpifs.core.errors import MpifsError
 from mpifs.core.limits import BATCH_COUNT_MAX, DIRTY_AGE_MAX_S
@@ -41,12 +40,10 @@ class Committer:
         index: Index,
         reclaim: Reclaim,
         interval_s: float,
-        on_free: Callable[[dict[int, int]], None],
     ) -> None:
         self._index = index
         self._reclaim = reclaim
         self._interval_s = interval_s
-        self._on_free = on_free
         self._commit_lock = threading.Lock()
         self._clean_lock = threading.Lock()
         self.rename_gate = threading.Lock()
@@ -165,8 +162,7 @@ class Committer:
             more = self._orphan != 0
             garbage = self._index.garbage(BATCH_COUNT_MAX * 4)
             if garbage:
-                gone, free = self._reclaim.delete(garbage)
-                self._on_free(free)
+                gone = self._reclaim.delete(garbage)
                 with self._index.lock:
                     self._index.forget_garbage(gone)
                 more = more or len(gone) == len(garbage)

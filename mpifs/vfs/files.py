@@ -101,9 +101,8 @@ class Files:
         count = self._reader.read(handle, into, offset)
         if not self._noatime:
             atime = inode.atime_ns
-            if atime <= inode.mtime_ns or atime <= inode.ctime_ns:
-                self._touch_atime(inode)
-            elif time.time_ns() - atime > _DAY_NS:
+            is_older = atime <= inode.mtime_ns or atime <= inode.ctime_ns
+            if is_older or time.time_ns() - atime > _DAY_NS:
                 self._touch_atime(inode)
         return count
 

@@ -21,6 +21,7 @@ from mpifs.core.limits import REQUEST_TIMEOUT_S
 from mpifs.core.placement import place
 from mpifs.core.types import ChunkKey, ChunkRef
 from mpifs.data.scatter import Outgoing, Scatter
+from mpifs.data.space import Space
 from mpifs.index.index import Index
 from mpifs.index.inode import Inode
 from mpifs.vfs.chunk_buffer import ChunkBuffer
@@ -48,6 +49,7 @@ class WriteBack:
         index: Index,
         scatter: Scatter,
         reader: Reader,
+        space: Space,
         stores: Callable[[], list[int]],
         dirty_bytes_max: int,
         on_dirty: Callable[[], None],
@@ -56,6 +58,7 @@ class WriteBack:
         self._index = index
         self._scatter = scatter
         self._reader = reader
+        self._space = space
         self._stores = stores
         self._dirty_bytes_max = dirty_bytes_max
         self._on_dirty = on_dirty
@@ -91,9 +94,7 @@ class WriteBack:
 
     def free_bytes(self) -> int:
         """Payload bytes that can still be written, as the stores last told."""
-        free = self._scatter.free.values()
-        replicas = max(1, self._index.geometry.replicas)
-        return max(0, min(free, default=0) * len(free) // replicas - self.dirty_bytes)
+        return max(0, self._space.free_bytes(self._index.geometry.replicas) - self.dirty_bytes)
 
     def admit(self, size: int) -> None:
         """Waits until `size` more dirty bytes fit.  Takes no other lock.
@@ -345,8 +346,7 @@ class WriteBack:
             lowest = min((c for c in waiting if c >= grown), default=None)
             if lowest is not None:
                 size = min(size, lowest * chunk_size)
-        if size > inode.stable_size:
-            inode.stable_size = size
+        inode.stable_size = max(inode.stable_size, size)
         self._index.touch(inode)
 
     def _forget_lost(self, data: FileData, chunk: int) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import errno
+import random
 import shutil
 import stat
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import hypothesis.strategies as st
@@ -22,7 +24,8 @@ from mpifs.index.inode import Inode
 
 from tests.index.volumes import make_volume, open_volume
 
-NAMES = st.sampled_from([b"a", b"b", b"c", b"\xff\xfe", b"n" * 255])
+SOME_NAMES = [b"a", b"b", b"\xff\xfe", b"n" * 255]
+NAMES = st.sampled_from(SOME_NAMES)
 PICK = st.integers(0, 1000)
 
 
@@ -398,8 +401,52 @@ def _full(*_: object) -> None:
 
 TestIndexModel = Machine.TestCase
 TestIndexModel.settings = settings(
-    max_examples=60,
+    max_examples=80,
     stateful_step_count=50,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_long_random_runs(seed: int) -> None:
+    """Hypothesis prefers short runs; trees deep and full enough need hundreds of steps."""
+    rng = random.Random(seed)
+    machine = Machine()
+    machine.start()
+    try:
+        for step in range(500):
+            _random_step(machine, rng)
+            if step % 8 == 0:
+                machine.is_the_model()
+        machine.is_the_model()
+    finally:
+        machine.teardown()
+
+
+def _random_step(machine: Machine, rng: random.Random) -> None:
+    def pick() -> int:
+        return rng.randrange(1000)
+
+    def name() -> bytes:
+        return rng.choice(SOME_NAMES)
+
+    kinds = [stat.S_IFREG, stat.S_IFDIR, stat.S_IFDIR, stat.S_IFDIR, stat.S_IFLNK]
+    steps: list[tuple[int, Callable[[], None]]] = [
+        (20, lambda: machine.create(pick(), name(), rng.choice(kinds), rng.random() < 0.2)),
+        (4, lambda: machine.link(pick(), pick(), name())),
+        (6, lambda: machine.remove(pick(), name(), rng.random() < 0.5)),
+        (30, lambda: machine.rename(pick(), pick(), name(), name(), rng.choice([0, 0, 1, 2, 2]))),
+        (8, lambda: machine.set_refs(pick(), [rng.randrange(6) for _ in range(3)], 9)),
+        (3, lambda: machine.drop_refs(pick(), rng.randrange(6), rng.choice([None, 1]))),
+        (4, lambda: machine.set_xattr(pick(), name(), b"v", rng.choice([0, 1, 2]))),
+        (3, lambda: machine.remove_xattr(pick(), name())),
+        (3, machine.reap),
+        (2, machine.forget_garbage),
+        (8, machine.seal),
+        (4, lambda: machine.commit() if machine.batch else None),
+        (2, lambda: machine.commit_fails() if machine.batch else None),
+        (1, lambda: machine.reopen(rng.random() < 0.7)),
+        (3, machine.forget_caches),
+    ]
+    rng.choices([step for _, step in steps], [weight for weight, _ in steps])[0]()

@@ -98,7 +98,7 @@ def test_git(here: Path, tmp_path: Path) -> None:
     git(origin, "init", "-q")
     rng = random.Random(1)
     for commit in range(8):
-        for number in range(25):
+        for _ in range(25):
             put(origin / f"file{rng.randrange(60)}", rng.randbytes(rng.randrange(30_000)))
         put(origin / "script", b"#!/bin/sh\n", 0o755)
         git(origin, "add", "-A")

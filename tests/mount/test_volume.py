@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -121,7 +122,7 @@ def test_striping_is_what_layout_says(volume: Make, workers: int, replicas: int)
         for chunk in chunks:
             assert len(set(chunk["workers"])) == replicas
             assert all(1 <= w <= workers for w in chunk["workers"])
-        for before, after in zip(chunks, chunks[1:], strict=False):
+        for before, after in itertools.pairwise(chunks):
             assert (after["workers"][0] - before["workers"][0]) % workers == 1, "round-robin"
         if name in data and len(chunks) == 12:
             whole = b"".join(
@@ -290,7 +291,7 @@ def test_read_only_mount(volume: Make) -> None:
     f, new = one / "f", one / "new"
     calls: dict[str, Callable[[], Any]] = {
         "open": lambda: os.open(f, os.O_RDWR), "append": lambda: os.open(f, os.O_WRONLY | os.O_APPEND), "trunc": lambda: os.open(f, os.O_RDONLY | os.O_TRUNC),
-        "create": lambda: os.open(new, os.O_RDWR | os.O_CREAT), "mkdir": lambda: new.mkdir(), "unlink": lambda: os.unlink(f), "rmdir": lambda: (one / "d").rmdir(),
+        "create": lambda: os.open(new, os.O_RDWR | os.O_CREAT), "mkdir": new.mkdir, "unlink": lambda: os.unlink(f), "rmdir": (one / "d").rmdir,
         "rename": lambda: os.rename(f, new), "link": lambda: os.link(f, new), "symlink": lambda: os.symlink("f", new), "mkfifo": lambda: os.mkfifo(new),
         "chmod": lambda: os.chmod(f, 0o600), "chown": lambda: os.chown(f, 0, 0), "utime": lambda: os.utime(f, (1, 1)), "truncate": lambda: os.truncate(f, 0),
         "setxattr": lambda: os.setxattr(f, "user.y", b""), "removexattr": lambda: os.removexattr(f, "user.x"),

@@ -19,9 +19,7 @@ def test_contract(library: Library, size: int) -> None:
         assert f"passed {rank} of {size}" in output
 
 
-@pytest.mark.parametrize(
-    "library", [each for each in LIBRARIES if each.id == "openmpi"]
-)
+@pytest.mark.parametrize("library", [each for each in LIBRARIES if each.id == "openmpi"])
 def test_death_of_a_rank_is_an_error_and_spares_the_others(library: Library) -> None:
     assert "survived" in run_ranks(library, 4, "tests.mpi.death_program")
 

@@ -1,11 +1,12 @@
 """What the state machine drives: a few file system calls, the same for a folder and for the Vfs.
 
 Names are paths of bytes relative to the driver's root, b"" being the root itself; every failure is
-an OSError with errno.  `Stat` holds what both sides must agree on.
+an OSError with errno.  `Facts` holds what both sides must agree on.
 """
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import stat
@@ -70,7 +71,11 @@ class FolderDriver:
         return os.open(self._path(name), os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
 
     def open(self, name: bytes, flags: int) -> int:
-        return os.open(self._path(name), flags)
+        handle = os.open(self._path(name), flags)
+        if stat.S_ISDIR(os.fstat(handle).st_mode):  # the machine opens files only
+            os.close(handle)
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+        return handle
 
     def close(self, handle: int) -> None:
         os.close(handle)

@@ -370,4 +370,4 @@ def test_vfs_over_loopback_agrees_with_local_folder(tmp_path: Path) -> None:
 
         return VfsDriver(volume.open(), reopen), FolderDriver(model), clean
 
-    run_machine(pair)
+    run_machine(pair, examples=EXAMPLES // 3)

@@ -72,7 +72,7 @@ class VfsDriver:
     def open(self, name: bytes, flags: int) -> Handle:
         name = self._follow(name)
         if stat.S_ISDIR(self._mode(name)):
-            raise fail(errno.EISDIR if flags & (os.O_ACCMODE | os.O_TRUNC) else errno.EACCES)
+            raise fail(errno.EISDIR)
         return Handle(self.vfs.open(self._path(name), flags, ROOT).fh, flags)
 
     def close(self, handle: Handle) -> None:

@@ -113,9 +113,7 @@ def check_short_buffer(client: Client, rank: int) -> None:
 def check_late_reply_is_ignored(client: Client, rank: int) -> None:
     for size in (10, BIG):
         into = bytearray(size)
-        pending = client.start(
-            rank, Kind.LIST, args=b"250", items=size, into=into, timeout_s=0.05
-        )
+        pending = client.start(rank, Kind.LIST, args=b"250", items=size, into=into, timeout_s=0.05)
         start = time.monotonic()
         with pytest.raises(SilentError):
             pending.wait()

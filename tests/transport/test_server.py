@@ -8,10 +8,11 @@ import time
 import pytest
 
 from mpifs.core import limits
-from mpifs.core.errors import RemoteError, SilentError
-from mpifs.core.messages import Kind
+from mpifs.core.errors import ProtocolError, RemoteError, SilentError
+from mpifs.core.messages import TAG_REPLY_BASE, Kind, encode_header
 from mpifs.transport import server as server_module
 from mpifs.transport.client import Client, Pending
+from mpifs.transport.endpoint import TAG_REPLY_DATA_BASE
 from mpifs.transport.loopback import make_loopbacks
 from mpifs.transport.server import Request, Server
 
@@ -171,3 +172,43 @@ def test_reply_of_another_epoch_is_ignored(rig: Rig) -> None:
 
 def test_limits_agree() -> None:
     assert limits.INLINE_BYTES_MAX < limits.RECEIVE_BYTES_MAX
+
+
+@pytest.mark.parametrize("cut", [b"", b"short", bytes(64), bytes(100)])
+def test_bad_reply_is_an_error_and_its_slot_is_not_used_again(rig: Rig, cut: bytes) -> None:
+    pending = rig.client.start(1, Kind.PING)
+    rig.server.tick()
+    slot = rig.got.pop().header.slot
+    rig.worker.isend(0, TAG_REPLY_BASE + slot, cut)
+    with pytest.raises(ProtocolError):
+        pending.wait()
+    rig.client.start(1, Kind.PING)
+    rig.server.tick()
+    assert rig.got.pop().header.slot != slot
+
+
+def test_body_shorter_than_its_header_says_is_an_error(rig: Rig) -> None:
+    pending = rig.client.start(1, Kind.GET, into=bytearray(200_000))
+    rig.server.tick()
+    header = rig.got.pop().header
+    answer = header._replace(body_bytes=100_000, bell=b"")
+    rig.worker.isend(0, TAG_REPLY_BASE + header.slot, encode_header(answer))
+    rig.worker.isend(0, TAG_REPLY_DATA_BASE + header.slot, bytes(100))
+    with pytest.raises(ProtocolError):
+        pending.wait()
+
+
+def test_body_under_way_at_the_deadline_leaves_the_buffer_alone(rig: Rig) -> None:
+    into = bytearray(100_000)
+    pending = rig.client.start(1, Kind.GET, into=into, timeout_s=0.05)
+    rig.server.tick()
+    header = rig.got.pop().header
+    answer = header._replace(body_bytes=100_000, bell=b"")
+    rig.worker.isend(0, TAG_REPLY_BASE + header.slot, encode_header(answer))
+    with pytest.raises(SilentError):
+        pending.wait()
+    assert pending.is_settled
+    rig.worker.isend(0, TAG_REPLY_DATA_BASE + header.slot, b"x" * 100_000)
+    assert into == bytes(100_000)
+    rig.client.start(1, Kind.PING)
+    assert rig.client.retired_count == 0

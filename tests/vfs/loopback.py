@@ -54,7 +54,7 @@ class LoopbackVolume:
             thread.start()
         self.client = Client(self.endpoints[0])
         geometry = self.index.geometry
-        free = {}
+        free, disks = {}, {}
         for entry in self.index.stores():
             serve = Serve(
                 entry.store,
@@ -65,12 +65,13 @@ class LoopbackVolume:
                 entry.state is StoreState.FRESH,
             )
             reply = self.client.call(entry.store, Kind.SERVE, args=encode_args(serve))
-            free[entry.store] = decode_args(bytes(reply.args), StoreStats).free
+            stats = decode_args(bytes(reply.args), StoreStats)
+            free[entry.store], disks[entry.store] = stats.free, stats.disk
         self.index.set_stores(
             [StoreEntry(e.store, e.uuid, StoreState.ACTIVE) for e in self.index.stores()]
         )
         self.vfs = build_vfs(
-            self.index, self.endpoints[0], self.client, int, free, options or VfsOptions()
+            self.index, self.endpoints[0], self.client, int, free, disks, options or VfsOptions()
         )
         return self.vfs
 

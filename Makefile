@@ -1,0 +1,34 @@
+# Everything a developer runs.  `make` alone says what there is.
+SHELL := /bin/sh
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help setup run test check soak clean
+help:
+	@echo "make setup | run | test | check | soak | clean"
+
+setup: .venv/.stamp
+
+.venv/.stamp: pyproject.toml tools/setup.sh
+	@PYTHON="$(PYTHON)" sh tools/setup.sh
+	@touch $@
+
+run: setup
+	@$(BIN)/python tools/demo.py
+
+test: setup
+	@$(BIN)/python -m pytest -q </dev/null
+	@echo "make test: all tests passed"
+
+check: setup
+	@$(BIN)/ruff check mpifs tests tools
+	@$(BIN)/ruff format --check mpifs tests tools
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python tools/check_house.py
+
+soak: setup
+	@$(BIN)/python tools/soak.py
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
