@@ -7,9 +7,14 @@ import sys
 
 def main() -> None:
     """Runs the command line and exits with its code."""
-    from mpifs.cli.app import run
+    try:
+        from mpifs.cli.app import run
 
-    sys.exit(run(sys.argv[1:]))
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:
+        sys.stderr.write("mpifs: interrupted\n")
+        code = 1
+    sys.exit(code)
 
 
 if __name__ == "__main__":

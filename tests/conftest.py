@@ -71,14 +71,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     chosen = variants(config)
     for item in items:
         if chosen == ["plain"] and (
-            "volume" in item.fixturenames or item.get_closest_marker("not_plain")
-        ):  # type: ignore[attr-defined]
+            "volume" in getattr(item, "fixturenames", ()) or item.get_closest_marker("not_plain")
+        ):
             item.add_marker(pytest.mark.skip(reason="needs a mount"))
         callspec = getattr(item, "callspec", None)
         second = callspec is not None and callspec.params.get("variant", chosen[0]) != chosen[0]
         if item.get_closest_marker("slow") and second and not config.getoption("slow"):
             item.add_marker(pytest.mark.skip(reason="slow: on the first binding only (--slow)"))
-        if not item.get_closest_marker("timeout") and "guarded" in item.fixturenames:  # type: ignore[attr-defined]
+        if not item.get_closest_marker("timeout") and "guarded" in getattr(
+            item, "fixturenames", ()
+        ):
             item.add_marker(pytest.mark.timeout(limit_of(item) + 150))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,10 +34,10 @@ def findings(path: Path) -> Iterator[str]:
 
 def main() -> int:
     """Checks everything that is ours; the exit code."""
-    root = Path(__file__).resolve().parent.parent
+    os.chdir(Path(__file__).resolve().parent.parent)
     found = 0
     for folder in ("mpifs", "tests", "tools"):
-        for path in sorted((root / folder).rglob("*.py")):
+        for path in sorted(Path(folder).rglob("*.py")):
             for sentence in findings(path):
                 print(sentence)
                 found += 1

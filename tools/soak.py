@@ -54,8 +54,9 @@ class Worker:
     def run(self) -> dict[str, tuple[str, int, int]]:
         """Random operations until the deadline."""
         actions: list[tuple[Callable[[], None], int]] = [
-            (self.write_new, 5), (self.overwrite, 3), (self.check, 6), (self.rename, 4), (self.delete, 3), (self.replace, 3),
-            (self.map, 2), (self.hold_unlinked, 1), (self.listing, 1), (self.resize, 2),
+            (self.write_new, 5), (self.overwrite, 3), (self.check, 6), (self.rename, 4),
+            (self.delete, 3), (self.replace, 3), (self.map, 2), (self.hold_unlinked, 1),
+            (self.listing, 1), (self.resize, 2),
         ]  # fmt: skip
         calls = [call for call, weight in actions for _ in range(weight)]
         while time.monotonic() < self.deadline:

@@ -12,6 +12,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import cast
 
 import typer
 
@@ -20,7 +21,9 @@ from mpifs import __version__
 COMMANDS = (
     "mkfs", "mount", "umount", "status", "layout", "put", "get", "ls", "cat", "rm", "doctor",
 )  # fmt: skip
-_UsageError = typer.BadParameter.__mro__[1]  # typer carries its own click, or uses the real one.
+_INTERRUPTED = 130
+# typer carries a click of its own, or uses the real one; this is the right one's UsageError.
+_UsageError = cast("type[Exception]", typer.BadParameter.__mro__[1])
 
 app = typer.Typer(
     name="mpifs",
@@ -57,11 +60,13 @@ def run(arguments: list[str]) -> int:
     _register([wanted] if wanted in COMMANDS else COMMANDS)
     try:
         result = app(args=arguments, prog_name="mpifs", standalone_mode=False)
+        if result == _INTERRUPTED:  # what some versions of typer make of Ctrl-C.
+            return _fail("interrupted")
         return result if isinstance(result, int) else 0
     except _UsageError as error:
         return _usage(error)
     except typer.Exit as end:
-        return end.exit_code
+        return _fail("interrupted") if end.exit_code == _INTERRUPTED else end.exit_code
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted")
     except BrokenPipeError:

@@ -172,8 +172,8 @@ class Progress:
 
         columns = [TextColumn("{task.description}"), BarColumn()]
         if self._shows_bytes:
-            columns += [DownloadColumn(binary_units=True), TransferSpeedColumn()]  # type: ignore[list-item]
-        columns += [TextColumn("{task.fields[files]} files"), TimeRemainingColumn()]  # type: ignore[list-item]
+            columns += [DownloadColumn(binary_units=True), TransferSpeedColumn()]
+        columns += [TextColumn("{task.fields[files]} files"), TimeRemainingColumn()]
         bar = Bar(*columns, console=Console(stderr=True), transient=True)
         bar.add_task(self.command, total=None, files=0)
         return bar

@@ -81,6 +81,7 @@ CONTROL_CLIENTS_MAX = 32  # threads of rank 0 for commands; more is a runaway sc
 CONTROL_HANDLES_MAX = 1024  # open files of one client, as the usual limit of open files.
 CONTROL_TIMEOUT_S = 60.0  # two REQUEST_TIMEOUT_S: a call may wait for a flush and a commit.
 CONTROL_FRAME_TIMEOUT_S = 30.0  # a client that stops in the middle of a frame is dropped.
+COMMAND_TURN_S = 60.0  # a command waits so long for another one's job on an unmounted volume.
 PIECE_BYTES = MIB  # file bytes of one read or write of a command: the knee of the socket's rate.
 PAGE_ENTRIES = 1024  # rows of a listing or a layout in one answer, about 350 KiB at most.
 SYMLINKS_MAX = 40  # links followed in one path, as Linux does (MAXSYMLINKS).

@@ -13,14 +13,13 @@ paths as bytes or None.  A process uses one binding; `load` says which one.
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from ctypes.util import find_library
 from typing import Any, Final
 
 from mpifs.core.errors import StartError
+from mpifs.fuse.session import Buffer, Session
 
 _INT, _UINT, _SIZE, _OFF = ctypes.c_int, ctypes.c_uint, ctypes.c_size_t, ctypes.c_longlong
 _PATH, _PTR, _DEV = ctypes.c_char_p, ctypes.c_void_p, ctypes.c_ulonglong
@@ -104,18 +103,6 @@ class _Args(ctypes.Structure):
         ("argc", ctypes.c_int),
         ("argv", ctypes.POINTER(ctypes.c_char_p)),
         ("allocated", ctypes.c_int),
-    )
-
-
-class Buffer(ctypes.Structure):
-    """struct fuse_buf: one raw request."""
-
-    _fields_ = (
-        ("size", ctypes.c_size_t),
-        ("flags", ctypes.c_int),
-        ("mem", ctypes.c_void_p),
-        ("fd", ctypes.c_int),
-        ("pos", ctypes.c_longlong),
     )
 
 
@@ -280,129 +267,7 @@ class Binding:
                 f"libfuse {self.version} could not mount on {os.fsdecode(mountpoint)}: its own "
                 "message is in the log; is /dev/fuse usable and the folder yours?"
             )
-        return Session(self, handle, channel, mountpoint, kept)
-
-
-class Session:
-    """One mount: the raw calls of its loop, of its notifier and of its end.
-
-    `receive` and `process` may run in many threads at once; `invalidate_*` in any thread that
-    does not serve a request.  After `destroy` nothing may be called.
-    """
-
-    def __init__(
-        self, binding: Binding, handle: int, channel: int | None, mountpoint: bytes, kept: Any
-    ) -> None:
-        self._kept = kept
-        self._library = binding.library
-        self._major = binding.major
-        self._handle = handle
-        self._channel = channel
-        self._mountpoint = mountpoint
-        self._session: int = binding.library.fuse_get_session(handle)
-        self._lock = threading.Lock()  # guards _alive: no invalidation after destroy.
-        self._alive = True
-
-    def request(self) -> Request:
-        """A place for one loop thread's requests."""
-        size = self._library.fuse_chan_bufsize(self._channel) if self._channel else 0
-        return Request(self._library, self._session, self._channel, size)
-
-    def exit(self) -> None:
-        """Tells the library that the session is over; threads that wait do not wake from it."""
-        self._library.fuse_session_exit(self._session)
-
-    @property
-    def can_invalidate_paths(self) -> bool:
-        """libfuse 2 has no call for it."""
-        return self._major == 3
-
-    def invalidate_inode(self, nodeid: int) -> int:
-        """Drops the kernel's pages and attributes of a kernel inode.  Blocks while pages of it are
-        locked by a request.  Returns -errno; ENOENT means that there was nothing."""
-        if not self._alive:
-            return -errno.ENODEV
-        target = self._channel if self._channel else self._session
-        result: int = self._library.fuse_lowlevel_notify_inval_inode(target, nodeid, 0, 0)
-        return result
-
-    def invalidate_path(self, path: bytes) -> int:
-        """The same for the kernel inode that the library knows under a path."""
-        if not self._alive:
-            return -errno.ENODEV
-        result: int = self._library.fuse_invalidate_path(self._handle, path)
-        return result
-
-    def destroy(self) -> None:
-        """Closes the device and frees everything; unmounts what is still mounted."""
-        with self._lock:
-            if not self._alive:
-                return
-            self._alive = False
-        self._library.fuse_session_exit(self._session)
-        if self._major == 3:
-            self._library.fuse_unmount(self._handle)
-        else:
-            self._library.fuse_unmount(self._mountpoint, self._channel)
-        self._library.fuse_destroy(self._handle)
-
-
-class Request:
-    """The request that one loop thread is serving, as raw bytes of the kernel's protocol.
-
-    struct fuse_in_header: len 4, opcode 4, unique 8, nodeid 8, uid 4, gid 4, pid 4, 4 of padding.
-    """
-
-    __slots__ = ("_buffer", "_channel", "_library", "_memory", "_pointer", "_session", "_size")
-
-    OPEN = 14
-    READDIR = 28
-    READDIRPLUS = 44
-
-    def __init__(self, library: Any, session: int, channel: int | None, size: int) -> None:
-        self._library = library
-        self._session = session
-        self._channel = ctypes.c_void_p(channel)
-        self._size = size
-        self._memory = ctypes.create_string_buffer(size) if size else None
-        self._buffer = Buffer()
-        self._pointer = ctypes.byref(self._buffer)
-
-    def receive(self) -> int:
-        """Waits for a request.  Bytes received, 0 at the end of the mount, or -errno."""
-        buffer = self._buffer
-        if self._memory is None:
-            result: int = self._library.fuse_session_receive_buf(self._session, self._pointer)
-            return result
-        buffer.mem = ctypes.addressof(self._memory)
-        buffer.size = self._size
-        buffer.flags = 0
-        result = self._library.fuse_session_receive_buf(
-            self._session, self._pointer, ctypes.byref(self._channel)
-        )
-        return result
-
-    def process(self) -> None:
-        """Serves it: the callbacks run in this thread."""
-        if self._memory is None:
-            self._library.fuse_session_process_buf(self._session, self._pointer)
-        else:
-            self._library.fuse_session_process_buf(self._session, self._pointer, self._channel)
-
-    @property
-    def opcode(self) -> int:
-        """Kind of the request."""
-        return ctypes.c_uint32.from_address(self._buffer.mem + 4).value
-
-    @property
-    def nodeid(self) -> int:
-        """The kernel's number of the inode that it is about."""
-        return ctypes.c_uint64.from_address(self._buffer.mem + 16).value
-
-    @property
-    def read_size(self) -> int:
-        """Bytes that the reply to READDIR may have: fuse_read_in.size."""
-        return ctypes.c_uint32.from_address(self._buffer.mem + 40 + 16).value
+        return Session(self.library, self.major, handle, channel, mountpoint, kept)
 
 
 _loaded: Binding | None = None

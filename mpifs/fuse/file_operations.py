@@ -12,9 +12,10 @@ import errno
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from mpifs.fuse.binding import Binding, Request, memory_at
+from mpifs.fuse.binding import Binding, memory_at
 from mpifs.fuse.open_files import OpenFiles
 from mpifs.fuse.serving import Serving
+from mpifs.fuse.session import Request
 
 if TYPE_CHECKING:
     from mpifs.vfs.facade import Opened, Vfs

@@ -94,16 +94,27 @@ def unmount(mountpoint: str, *, lazy: bool = False) -> int:
     return _fusermount(mountpoint, lazy)
 
 
+def can_abort_detached(mount: KernelMount) -> bool:
+    """Whether the connection can be cut when no path leads to the mount any more."""
+    return os.access(f"{mount.connection}/abort", os.W_OK)
+
+
 def abort(mount: KernelMount) -> bool:
-    """Cuts a FUSE connection: all its requests, present and future, fail."""
+    """Cuts a FUSE connection: all its requests, present and future, fail.
+
+    Through fusectl where that is mounted, else by a forced unmount, which root may do while the
+    mount is still in the tree.
+    """
     try:
         with open(f"{mount.connection}/abort", "wb") as control:
             control.write(b"1")
         return True
     except OSError as error:
         log.info("aborting through fusectl: %s", error)
-    if os.geteuid() == 0:
-        return _umount2(mount.mountpoint, _MNT_FORCE | _MNT_DETACH) == 0
+    if os.geteuid() == 0 and find_mount(mount.mountpoint) is not None:
+        _umount2(mount.mountpoint, _MNT_FORCE)
+        _umount2(mount.mountpoint, _MNT_DETACH)
+        return True
     return False
 
 

@@ -13,8 +13,8 @@ import os
 import threading
 from collections.abc import Callable
 
-from mpifs.fuse.binding import Session
 from mpifs.fuse.serving import Serving
+from mpifs.fuse.session import Session
 
 log = logging.getLogger(__name__)
 

@@ -28,7 +28,6 @@ from mpifs.fuse.binding import (
     CAP_SPLICE,
     CAP_WRITEBACK,
     Binding,
-    Session,
     load,
 )
 from mpifs.fuse.callbacks import answered
@@ -41,6 +40,7 @@ from mpifs.fuse.operations import Operations
 from mpifs.fuse.options import MountOptions
 from mpifs.fuse.process import prepare_process
 from mpifs.fuse.serving import Serving
+from mpifs.fuse.session import Session
 
 if TYPE_CHECKING:
     from mpifs.vfs.facade import Vfs
@@ -108,7 +108,8 @@ class FuseMount:
 
     def unmount(self, grace_s: float) -> bool:
         """Ends the mount.  While it is busy, tries again for `grace_s`; then detaches it, which
-        takes it from the tree and lets its users finish for a second; then cuts them off.
+        takes it from the tree and lets its users finish for a second, where they can still be cut
+        off afterwards (fusectl is mounted); then cuts them off.
 
         Returns True if nobody was cut off.  Everything the kernel had was written by then (with
         `writeback`, what the users still held dirty is lost by the cut).
@@ -129,10 +130,11 @@ class FuseMount:
             self._loop.ended.wait(_RETRY_S)
         if self._loop.ended.wait(0.0 if kernel_mounts.find_mount(self._mountpoint) else _LAZY_S):
             return True
-        log.warning("%s is still in use: detaching it", self._mountpoint)
-        kernel_mounts.unmount(self._mountpoint, lazy=True)
-        if self._loop.ended.wait(_LAZY_S):
-            return True
+        if mount is not None and (kernel_mounts.can_abort_detached(mount) or os.geteuid() != 0):
+            log.warning("%s is still in use: detaching it", self._mountpoint)
+            kernel_mounts.unmount(self._mountpoint, lazy=True)
+            if self._loop.ended.wait(_LAZY_S):
+                return True
         log.warning("%s is still in use: cutting its users off", self._mountpoint)
         if mount is not None:
             kernel_mounts.abort(mount)

@@ -47,10 +47,11 @@ class _Waiter(NamedTuple):
 
 
 class _Job:
-    __slots__ = ("done", "target")
+    __slots__ = ("done", "since", "target")
 
     def __init__(self, target: Target) -> None:
         self.target = target
+        self.since = time.monotonic()
         self.done = threading.Event()
 
 
@@ -69,6 +70,8 @@ class Notifier:
     3. Invalidating b may make the kernel write b's dirty pages back.  The request that does so
        sees that its own inode is `_current`, waits for nothing, and so lets the invalidation end.
        What it asked for follows at once, since nobody is ahead of it for long.
+       For the same reason a target whose own request is waiting here is passed over in the queue
+       until that request has left, unless it is old: a stream of writers must not starve it.
     4. READs in flight on other names wait for nobody here, so they end by themselves; what they
        put into the cache is dropped behind them.
     5. Every wait has a deadline all the same.  After it the request is answered, and the
@@ -211,6 +214,7 @@ class Notifier:
         finally:
             with self._ready:
                 self._waiters.remove(served)
+                self._ready.notify()
         if not in_time:
             self.late += 1
             log.warning("the kernel still holds cached pages of %r", targets[0].path)
@@ -222,16 +226,25 @@ class Notifier:
             job = self._queue[target] = _Job(target)
         return job
 
+    def _next(self) -> _Job | None:
+        """The first job whose target no waiting request keeps locked."""
+        now = time.monotonic()
+        for target, job in self._queue.items():
+            is_held = any(waiter.is_at(target) for waiter in self._waiters)
+            if not is_held or now - job.since > self._timeout_s:
+                return self._queue.pop(target)
+        return None
+
     def _run(self) -> None:
         while True:
             with self._ready:
-                while not self._queue and not self._is_stopped:
-                    self._ready.wait()
-                if self._is_stopped:
+                job = self._next()
+                while job is None and not self._is_stopped:
+                    self._ready.wait(self._timeout_s if self._queue else None)
+                    job = self._next()
+                if job is None or self._is_stopped:
                     return
-                target = next(iter(self._queue))
-                job = self._queue.pop(target)
-                self._current = target
+                target = self._current = job.target
             try:
                 self._invalidate(target)
             finally:

@@ -90,6 +90,12 @@ class OpenFiles:
             for fh in handles
         ]
 
+    def is_hidden(self, path: bytes | None, fh: int | None) -> bool:
+        """Whether libfuse knows this file as one that was removed while open."""
+        if not self.hidden:
+            return False
+        return fh in self.hidden or (path is not None and _HIDDEN.search(path) is not None)
+
     def path(self, fh: int) -> bytes | None:
         """Present path of an open handle."""
         return self._paths.get(fh)

@@ -16,6 +16,7 @@ from mpifs.fuse.attributes import StatPacker, time_of, write_space
 from mpifs.fuse.binding import Binding
 from mpifs.fuse.open_files import OpenFiles
 from mpifs.fuse.serving import Serving
+from mpifs.fuse.session import Request
 
 if TYPE_CHECKING:
     from mpifs.vfs.facade import Vfs
@@ -81,8 +82,18 @@ class Operations:
     # Attributes
 
     def getattr(self, path: bytes | None, stat: int, info: int | None = None) -> None:
-        """stat(2), fstat(2)."""
-        self._packer.write(self._vfs.getattr(path, self._fh(info)), stat)
+        """stat(2), fstat(2).
+
+        Of a removed open file libfuse takes one link off in its answer to GETATTR, for the name
+        that it thinks it gave it; the Vfs has not counted that one.
+        """
+        fh = self._fh(info)
+        found = self._vfs.getattr(path, fh)
+        if self._files.is_hidden(path, fh) and found.nlink:
+            request = self._serving.request
+            if request is not None and request.opcode == Request.GETATTR:
+                found = found._replace(nlink=found.nlink + 1)
+        self._packer.write(found, stat)
 
     def chmod(self, path: bytes | None, mode: int, info: int | None = None) -> None:
         """chmod(2), fchmod(2)."""
@@ -147,8 +158,9 @@ class Operations:
         self._vfs.symlink(target, path, self._serving.caller())
 
     def link(self, source: bytes, path: bytes) -> None:
-        """link(2)."""
-        self._serve(source)
+        """link(2).  The source's cached link count is wrong after it like any other name's: the
+        kernel updates only the new name's, so no name is left out."""
+        self._serve(None)
         self._vfs.link(source, path)
 
     def rename(self, old: bytes, new: bytes, flags: int = 0) -> None:

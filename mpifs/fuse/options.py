@@ -111,8 +111,10 @@ class MountOptions:
 
     def _with_value(self, key: str, value: str) -> MountOptions:
         if key in _TEXTS:
-            if not value.isprintable():
-                raise FormatError(f"mount option '{key}' must be printable text")
+            if not value.isprintable() or "," in value or "\\" in value:
+                raise FormatError(
+                    f"mount option '{key}' must be printable, without commas or backslashes"
+                )
             return self._but({_TEXTS[key]: value})
         if key in _SECONDS:
             try:

@@ -7,7 +7,7 @@ import threading
 from typing import Any
 
 from mpifs.core.types import Caller
-from mpifs.fuse.binding import Request
+from mpifs.fuse.session import Request
 
 _NOBODY = Caller(0, 0, 0)
 

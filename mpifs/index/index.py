@@ -8,6 +8,7 @@ transaction of the environment is begun with or without `lock`, and `lock` never
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
@@ -15,7 +16,7 @@ import time
 from stat import S_IFDIR
 
 from mpifs.core import records
-from mpifs.core.errors import DamageError, PosixError
+from mpifs.core.errors import DamageError, FullError, PosixError
 from mpifs.core.limits import NUMBER_RESERVE
 from mpifs.core.records import Counters
 from mpifs.core.superblock import Superblock
@@ -260,7 +261,8 @@ def _load(make: type[Index], environment: Environment, geometry: Superblock, res
     }
     stores = records.decode_stores(meta[records.KEY_STORES])
     counters = records.decode_counters(meta[records.KEY_COUNTERS])
-    environment.preallocate_ahead()
+    with contextlib.suppress(FullError):  # a full volume must open, or nothing can be deleted
+        environment.preallocate_ahead()
     with environment.write() as transaction:
         for key, numbers in limits.items():
             numbers.raise_limit()

@@ -15,7 +15,7 @@ from mpifs.core.records import INODES, decode_inode, inode_key
 from mpifs.index.inode import Inode
 from mpifs.index.state import State
 
-_EVICTED_SHARE = 32  # of the cache leave at once: one by one, a dict's emptied head is walked again
+_EVICTED_SHARE = 32  # leave at once: one by one, a dict's emptied head is walked each time
 
 
 class Inodes(State):
@@ -72,16 +72,25 @@ class Inodes(State):
         """Puts it into the cache, and drops old ones when that is full."""
         cache = self._cache
         cache[inode.ino] = inode
-        if len(cache) <= max(INODE_CACHE_MAX, self._evict_at):
-            return
-        for ino, old in list(islice(cache.items(), max(1, len(cache) // _EVICTED_SHARE))):
+        if len(cache) > max(INODE_CACHE_MAX, self._evict_at):
+            self._evict(inode)
+
+    def _evict(self, newest: Inode) -> None:
+        """Drops the oldest inodes that are not pinned; pinned ones go to the end of the queue."""
+        cache = self._cache
+        batch = max(1, INODE_CACHE_MAX // _EVICTED_SHARE)
+        surplus = len(cache) - INODE_CACHE_MAX + batch
+        for ino, old in list(islice(cache.items(), 2 * surplus)):
             del cache[ino]
-            if old.pins or old is inode:
+            if old.pins or old is newest:
                 cache[ino] = old
-            else:
-                self._evicted[ino] = old
-        # When all were pinned, do not look again at each insertion.
-        self._evict_at = 0 if len(cache) <= INODE_CACHE_MAX else len(cache) + len(cache) // 8
+                continue
+            self._evicted[ino] = old
+            surplus -= 1
+            if not surplus:
+                break
+        # If too many are pinned, do not look again at each insertion.
+        self._evict_at = 0 if len(cache) <= INODE_CACHE_MAX else len(cache) + batch
 
     def _remove_inode(self, inode: Inode) -> None:
         """Its record goes with the next commit; the number never comes back."""

@@ -1,4 +1,4 @@
-"""What `mpifs mount` does: checks, the volume on first use, then a job of our own or a given one."""
+"""What `mpifs mount` does: checks, the volume on first use, a job of our own or a given one."""
 
 from __future__ import annotations
 

@@ -72,9 +72,7 @@ def build_vfs(
     gather = Gather(client, rank_of, kind, on_damage)
     cache = ChunkCache(gather.fetch, options.cache_bytes_max)
     reader = Reader(index, cache, READAHEAD_CHUNKS_MAX)
-    committer = Committer(
-        index, Reclaim(client, rank_of, space.told), options.commit_interval_s
-    )
+    committer = Committer(index, Reclaim(client, rank_of, space.told), options.commit_interval_s)
     stores = [entry.store for entry in index.stores()]
     writeback = WriteBack(
         index,

@@ -43,7 +43,8 @@ def assign_stores(
                 "which has more stores than workers in this job; give that host more slots"
             )
     fresh = {entry.store for entry in stores if entry.state is StoreState.FRESH}
-    return {store: Assignment(rank, store in fresh) for rank, store in sorted(taken.items())}
+    ordered = sorted(taken.items(), key=lambda pair: pair[1])
+    return {store: Assignment(rank, store in fresh) for rank, store in ordered}
 
 
 def _choices(volume_uuid: bytes, entry: StoreEntry, hellos: Mapping[int, HelloReply]) -> list[int]:

@@ -35,6 +35,7 @@ from mpifs.job.control_frames import (
     EndOfStreamError,
     FrameStream,
     RequestFrame,
+    error_of,
     sentence_of,
 )
 
@@ -162,6 +163,12 @@ class ControlServer:
         self._listener = listener
         self._acceptor = threading.Thread(target=self._accept, name="control", daemon=True)
         self._acceptor.start()
+
+    @property
+    def client_count(self) -> int:
+        """How many clients are connected now."""
+        with self._lock:
+            return len(self._clients)
 
     def close(self) -> None:
         """Stops listening and removes the socket; calls under way get STOP_TIMEOUT_S to finish.
@@ -378,7 +385,7 @@ class ControlClient:
             self._stream.send(RequestFrame(name, args, size), body, deadline_s)
         answer = self._stream.receive(AnswerFrame, self.timeout_s, self.timeout_s)
         if answer.errno:
-            raise PosixError(answer.errno, answer.message)
+            raise error_of(answer.errno, answer.message)
         if answer.body > (len(into) if into is not None else 0):
             raise ProtocolError(f"{name} was answered with more bytes than were asked for")
         if into is not None:

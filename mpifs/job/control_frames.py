@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from mpifs.core.checksum import Buffer
-from mpifs.core.errors import ProtocolError
+from mpifs.core.errors import PosixError, ProtocolError
 from mpifs.core.limits import CONTROL_FRAME_BYTES_MAX
 
 _LENGTH = struct.Struct("<I")
@@ -122,6 +122,35 @@ class FrameStream:
         if left_s <= 0:
             raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
         self._socket.settimeout(left_s)
+
+
+class _MissingError(PosixError, FileNotFoundError):
+    """ENOENT as Python's own class of it, for callers that catch that."""
+
+
+class _TakenError(PosixError, FileExistsError):
+    """EEXIST likewise."""
+
+
+class _NoFolderError(PosixError, NotADirectoryError):
+    """ENOTDIR likewise."""
+
+
+class _FolderError(PosixError, IsADirectoryError):
+    """EISDIR likewise."""
+
+
+_KINDS: dict[int, type[PosixError]] = {
+    errno.ENOENT: _MissingError,
+    errno.EEXIST: _TakenError,
+    errno.ENOTDIR: _NoFolderError,
+    errno.EISDIR: _FolderError,
+}
+
+
+def error_of(code: int, message: str) -> PosixError:
+    """The error of an answer; code that knows only Python's classes of OSError can catch it."""
+    return _KINDS.get(code, PosixError)(code, message)
 
 
 def sentence_of(error: OSError) -> str:

@@ -121,8 +121,8 @@ def follow_links(vfs: Vfs, path: bytes, *, last: bool) -> bytes:
             return here
         try:
             mode = vfs.getattr(here).mode
-        except FileNotFoundError:
-            if is_last:
+        except OSError as error:
+            if is_last and error.errno == errno.ENOENT:
                 return here
             raise
         if stat.S_ISLNK(mode):

@@ -229,5 +229,19 @@ class Copier:
         self._target.set_attributes(step.target, Wanted(mode, owner, times_ns))
 
 
+def stream_out(files: Files, path: bytes, stream: int, listener: Listener) -> Attributes:
+    """Writes a file's bytes to a file descriptor; symlinks are followed.  Its attributes."""
+    buffer = memoryview(bytearray(PIECE_BYTES))
+    with contextlib.closing(files.open(path, follow=True)) as reader:
+        found, position = reader.attributes(), 0
+        while count := reader.read_into(buffer, position):
+            left = buffer[:count]
+            while left:
+                left = left[os.write(stream, left) :]
+            position += count
+            listener.on_bytes(count)
+    return found
+
+
 def _identity(found: Attributes) -> tuple[int, int]:
     return found.device, found.ino

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import stat
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from mpifs.core.errors import PosixError
 from mpifs.job.control import ControlClient
 from mpifs.job.files_protocol import Attributes, OpenFile, Wanted, is_copied_xattr
 from mpifs.job.files_remote import remote_layout
+
+LAYOUT_XATTR = "user.mpifs.layout"
 
 
 def attributes_of(found: os.stat_result) -> Attributes:
@@ -103,8 +106,9 @@ class LocalFiles:
         mode = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(mode):
             os.close(descriptor)
-            code = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
-            raise PosixError(code, None if stat.S_ISDIR(mode) else "not a regular file")
+            if stat.S_ISDIR(mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            raise PosixError(errno.EINVAL, "not a regular file")
         return LocalOpenFile(descriptor)
 
     def create(self, path: bytes, mode: int) -> OpenFile:
@@ -185,16 +189,29 @@ class LocalFiles:
 
 
 class MountedFiles(LocalFiles):
-    """Files of a mounted volume: through the kernel, but for what only rank 0 can tell."""
+    """Files of a mounted volume: through the kernel, but for what only rank 0 can tell.
 
-    def __init__(self, mountpoint: bytes, client: ControlClient) -> None:
+    `client` is None where the mount is another user's, whose control socket is closed to us.
+    """
+
+    def __init__(self, mountpoint: bytes, client: ControlClient | None) -> None:
         super().__init__(mountpoint)
         self._client = client
 
     def layout(self, path: bytes) -> dict[str, Any]:
-        """See Files."""
-        return remote_layout(self._client, path)
+        """See Files.  Without a control socket, the file's attribute; a long one does not fit."""
+        with contextlib.suppress(OSError):
+            descriptor = os.open(self.real(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            try:
+                os.fsync(descriptor)  # mmap: the kernel may hold pages that rank 0 has not seen.
+            finally:
+                os.close(descriptor)
+        if self._client is not None:
+            return remote_layout(self._client, path)
+        found: dict[str, Any] = json.loads(os.getxattr(self.real(path), LAYOUT_XATTR))
+        return found
 
     def sync(self) -> None:
         """See Files."""
-        self._client.call("files.sync")
+        if self._client is not None:
+            self._client.call("files.sync")

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 from mpifs.core.errors import PosixError
 from mpifs.job.files_protocol import Attributes, Files, join
 
-_NO_MORE = (errno.ENOTCONN, errno.ETIMEDOUT, errno.ECONNABORTED)
+_NO_MORE = (errno.ENOTCONN, errno.ETIMEDOUT, errno.ECONNABORTED, errno.EPIPE)
 
 
 class Listener(Protocol):

@@ -228,6 +228,8 @@ def _end(config: JobConfig, supervisor: subprocess.Popen[bytes]) -> None:
                 supervisor.kill()
                 supervisor.wait()
         leftovers.clean(config.folder)
+        reason = "interrupted or not ready in time"
+        job_state.change(config.folder, config.job, job_state.FAILED, reason)
 
 
 @contextlib.contextmanager

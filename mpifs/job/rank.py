@@ -17,7 +17,6 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
-from mpifs.core.errors import StartError
 from mpifs.core.limits import FINALIZE_TIMEOUT_S
 from mpifs.job import config as job_config
 from mpifs.job import launch, processes
@@ -58,10 +57,11 @@ def _serve(
     volume: str, endpoint: Endpoint, gate: SignalGate, config_of: Callable[[int], JobConfig]
 ) -> int:
     if endpoint.size < 2:
-        raise StartError(
+        _give_up(
             "this MPI job has one rank, mpifs needs a master and at least one worker; "
             "start it with: mpiexec -n 5 mpifs mount STORE MNT"
         )
+        return 2
     if endpoint.rank == 0:
         from mpifs.job import master
 

@@ -123,7 +123,7 @@ class StoreService:
         stood_s = now - self._looked_s
         self._looked_s = now
         if stood_s > HEARTBEAT_S:
-            self._heard_s += stood_s
+            self._heard_s = min(now, self._heard_s + stood_s)
         if now - self._heard_s > MASTER_SILENCE_S and not self._is_stopped.is_set():
             _log.error("nothing heard from rank 0 for %.0f s: closing the store", MASTER_SILENCE_S)
             self.close()

@@ -48,6 +48,8 @@ class Operation(Protocol):
     def cancel(self) -> bool:
         """Gives a receive up; True if the operation is over and the buffer free.
 
+        A receive that was complete before stays so: `received` tells.
+
         False if the message is just coming in, and for every send not yet complete: then keep the
         buffer and go on testing.  May take some milliseconds.
         """

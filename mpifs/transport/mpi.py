@@ -124,16 +124,9 @@ class MpiOperation:
     def cancel(self) -> bool:
         """See endpoint.Operation.  A send is never cancelled: MPI-4 withdrew that."""
         try:
-            if self._request.Test():
-                return True
-            self._request.Cancel()
-            deadline = time.monotonic() + _CANCEL_S
-            while not self._request.Test():
-                if time.monotonic() > deadline:
-                    return False
-        except self._endpoint.Exception:
+            return self.test()
+        except MpifsError:
             return True
-        return True
 
 
 class MpiReceive(MpiOperation):
@@ -159,8 +152,22 @@ class MpiReceive(MpiOperation):
             self.is_done = True
             raise self._endpoint.translated(error, self._peer) from None
         if self.is_done:
-            self.received = self._status.count
+            self.received = 0 if self._status.Is_cancelled() else self._status.count
         return self.is_done
+
+    def cancel(self) -> bool:
+        """See endpoint.Operation."""
+        try:
+            if self.test():
+                return True
+            self._request.Cancel()
+            deadline = time.monotonic() + _CANCEL_S
+            while not self.test():
+                if time.monotonic() > deadline:
+                    return False
+        except (MpifsError, self._endpoint.Exception):
+            return True
+        return True
 
 
 class MpiIncoming:

@@ -130,6 +130,7 @@ class Pending:
         """Ends the request with `error`; its slot is swept."""
         if self._stage is not _Stage.OVER:
             self._error = error
+            self.is_spoilt = self.is_spoilt or isinstance(error, ProtocolError)
             self._end(is_empty=False)
 
     # For the asker.
@@ -278,8 +279,9 @@ class Pending:
         assert self._receive is not None
         if not self._receive.cancel():
             return
-        with contextlib.suppress(MpifsError):
-            self._stale.append(self._receive_body(bytearray(self._header.body_bytes)))
+        if not self._receive.received:
+            with contextlib.suppress(MpifsError):
+                self._stale.append(self._receive_body(bytearray(self._header.body_bytes)))
         self._receive = None
 
     def sweep(self) -> bool:

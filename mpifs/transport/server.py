@@ -290,30 +290,33 @@ class Server:
         except MpifsError as error:
             self._drop(request, error)
             return
-        self._receiving.append((request, operation))
-        self._finish_receives()
+        if not self._finish_receive(request, operation):
+            self._receiving.append((request, operation))
+
+    def _finish_receive(self, request: Request, operation: Operation) -> bool:
+        """Hands the request on if its body has come; True if the receive is over."""
+        try:
+            if not operation.test():
+                return False
+            if operation.received != request.header.body_bytes:
+                raise ProtocolError("body is not as long as its header says")
+        except MpifsError as error:
+            self._drop(request, error)
+            return True
+        self._handle(request)
+        return True
 
     def _finish_receives(self) -> bool:
-        """Hands on the requests whose bodies have come, posts receives for waiting ones."""
-        done = 0
-        for request, operation in self._receiving[:]:
-            try:
-                if not operation.test():
-                    continue
-                if operation.received != request.header.body_bytes:
-                    raise ProtocolError("body is not as long as its header says")
-            except MpifsError as error:
-                self._receiving.remove((request, operation))
-                self._drop(request, error)
-                done += 1
-                continue
-            self._receiving.remove((request, operation))
-            self._handle(request)
-            done += 1
-        while self._waiting and self._has_room():
+        """Looks after all receives, posts those of waiting requests; True if one is over."""
+        before = len(self._receiving)
+        self._receiving = [each for each in self._receiving if not self._finish_receive(*each)]
+        moved = len(self._receiving) < before
+        for _ in range(len(self._waiting)):
+            if not self._has_room():
+                break
             self._receive(self._waiting.popleft())
-            done += 1
-        return done > 0
+            moved = True
+        return moved
 
     def _drop(self, request: Request, error: MpifsError) -> None:
         _log.warning("request of rank %d dropped: %s", request.source, error)

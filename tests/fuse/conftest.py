@@ -115,7 +115,9 @@ def mounted(mount_with: Callable[[str], Mounted]) -> Mounted:
 
 
 @pytest.fixture(scope="module", params=[3, 2], ids=["libfuse3", "libfuse2"])
-def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounted]:
+def shared(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Mounted]:
     """One mount for many small tests."""
     if not REQUIRED:
         pytest.skip("needs /dev/fuse and root")

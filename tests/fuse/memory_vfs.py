@@ -234,9 +234,7 @@ class MemoryVfs:
         node.ctime = time.time_ns()
         self.changed(node)
 
-    def chown(
-        self, path: bytes | None, uid: int, gid: int, fh: int | None, caller: Caller
-    ) -> None:
+    def chown(self, path: bytes | None, uid: int, gid: int, fh: int | None, caller: Caller) -> None:
         node = self.find(path, fh)
         node.uid = node.uid if uid == -1 else uid
         node.gid = node.gid if gid == -1 else gid
@@ -323,8 +321,9 @@ class MemoryVfs:
 
     def write(self, fh: int, data: memoryview, offset: int, caller: Caller) -> int:
         self.count("write")
+        node = self.handles[fh][0]
+        self.changed(node)  # other names' dirty mapped pages come in first, not over this write
         with self.lock:
-            node = self.handles[fh][0]
             if offset > len(node.data):
                 node.data.extend(bytes(offset - len(node.data)))
             node.data[offset : offset + len(data)] = data

@@ -33,7 +33,13 @@ def test_names_of_any_bytes(mounted: Mounted) -> None:
 
 ACL = struct.pack("<I", 2) + b"".join(
     struct.pack("<HHI", tag, permission, who)
-    for tag, permission, who in ((1, 6, 2**32 - 1), (2, 4, 1000), (4, 4, 2**32 - 1), (16, 4, 2**32 - 1), (32, 0, 2**32 - 1))
+    for tag, permission, who in (
+        (1, 6, 2**32 - 1),
+        (2, 4, 1000),
+        (4, 4, 2**32 - 1),
+        (16, 4, 2**32 - 1),
+        (32, 0, 2**32 - 1),
+    )
 )
 NOW, OMIT = (0, syscalls.UTIME_NOW), (0, syscalls.UTIME_OMIT)
 FIXED = (1_000_000_000, 123_456_789)
@@ -308,11 +314,15 @@ def test_callers_ids_and_umask(mounted: Mounted) -> None:
     import subprocess
     import sys
 
-    code = "import os,sys; os.umask(0o027); open(sys.argv[1],'w').close(); os.mkdir(sys.argv[1]+'d')"
+    code = (
+        "import os,sys; os.umask(0o027); open(sys.argv[1],'w').close(); os.mkdir(sys.argv[1]+'d')"
+    )
     target = mounted.path / "open" / "f"
     # Without allow_other only the mounter may enter, so root takes on the ids for files only.
     program = f"import os; os.setfsuid = None; {code}"
-    done = subprocess.run([sys.executable, "-c", program, str(target)], capture_output=True, timeout=30)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(target)], capture_output=True, timeout=30
+    )
     assert done.returncode == 0, done.stderr
     assert stat.S_IMODE(target.stat().st_mode) == 0o640
     assert (target.stat().st_uid, target.stat().st_gid) == (os.geteuid(), os.getegid())
@@ -350,5 +360,3 @@ def test_symlinks_up_to_the_limit(mounted: Mounted) -> None:
     os.symlink(target, link)
     assert os.readlink(link) == target
     assert os.lstat(link).st_size == 4095
-
-

@@ -86,7 +86,7 @@ def processes_of(mark: Path | str) -> list[int]:
             )
             state = (entry / "stat").read_bytes().rpartition(b")")[2].split()[0]
             if state != b"Z" and (
-                named or b"mpifs" in (cmd := (entry / "cmdline").read_bytes()) and needle in cmd
+                named or (b"mpifs" in (cmd := (entry / "cmdline").read_bytes()) and needle in cmd)
             ):
                 pids.append(int(entry.name))
     return pids
@@ -157,6 +157,15 @@ def mpifs(
             f"exit code {code}: {' '.join(command)}\n{done.stderr.decode(errors='replace')[-3000:]}"
         )
     return done
+
+
+def refused(done: Any, *words: str) -> None:
+    """A refusal: exit code 1 or 2, one clear sentence on stderr, no traceback."""
+    text = done.stderr.decode(errors="replace")
+    assert done.returncode in {1, 2}, text
+    assert "Traceback" not in text
+    assert text.strip(), "says nothing"
+    assert not words or any(word in text.lower() for word in words), text
 
 
 class Volume:

@@ -73,9 +73,9 @@ def raises(*numbers: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        assert error.errno in numbers, (
-            f"{errno.errorcode.get(error.errno or 0)} instead of {names}: {error}"
-        )
+        if error.errno not in numbers:
+            got = errno.errorcode.get(error.errno or 0)
+            pytest.fail(f"{got} instead of {names}: {error}")
     else:
         pytest.fail(f"went through instead of failing with {names}")
 

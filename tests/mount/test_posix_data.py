@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import random
 from errno import EBADF, EINVAL, EISDIR, ENODEV, ENXIO, EOPNOTSUPP, ESPIPE
@@ -36,8 +35,9 @@ def has_fallocate(fd: int) -> bool:
     try:
         fallocate(fd, KEEP_SIZE, 0, 1)
     except OSError as error:
-        assert error.errno == EOPNOTSUPP
-        return False
+        if error.errno == EOPNOTSUPP:
+            return False
+        raise
     return True
 
 
@@ -47,15 +47,12 @@ def test_random_reads_writes_truncates(here: Path, chunk: int, seed: int) -> Non
     rng = random.Random(seed)
     model = bytearray()
     limit = 5 * chunk
-    place = lambda: max(
-        0,
-        min(
-            limit,
-            rng.randrange(6) * chunk + rng.randint(-9, 9)
-            if rng.random() < 0.5
-            else rng.randrange(limit),
-        ),
-    )  # noqa: E731
+
+    def place() -> int:
+        if rng.random() < 0.5:
+            return rng.randrange(limit)
+        return max(0, rng.randrange(6) * chunk + rng.randint(-9, 9))
+
     with opened(here / "f", NEW) as one, opened(here / "f") as two:
         for _ in range(250):
             fd = rng.choice((one, two))
@@ -152,8 +149,9 @@ def test_holes_read_as_zeros_and_are_not_stored(here: Path, chunk: int, variant:
             try:
                 start = os.lseek(fd, position, os.SEEK_DATA)
             except OSError as error:
-                assert error.errno == ENXIO
-                break
+                if error.errno == ENXIO:
+                    break
+                raise
             position = os.lseek(fd, start, os.SEEK_HOLE)
             assert start < position <= end
             segments.append((start, position))
@@ -249,74 +247,6 @@ def test_punched_chunks_are_not_stored(here: Path, chunk: int) -> None:
         assert os.stat(here / "f").st_blocks * 512 <= 3 * chunk
 
 
-def test_shared_mapping_is_coherent_with_read_and_write(here: Path, chunk: int) -> None:
-    size = 2 * chunk + 4096
-    put(here / "f", pattern(size))
-    model = bytearray(pattern(size))
-    with opened(here / "f") as fd, opened(here / "f") as other, mmap.mmap(fd, size) as view:
-        assert view[:] == model
-        for number, offset in enumerate((0, 4095, chunk - 2, chunk, 2 * chunk - 3, size - 5)):
-            data = bytes([number + 65]) * 5
-            view[offset : offset + 5] = data
-            model[offset : offset + 5] = data
-            assert read_all(other, 5, offset) == data, "read() after a store into the mapping"
-            data = bytes([number + 97]) * 4
-            os.pwrite(other, data, offset)
-            model[offset : offset + 4] = data
-            assert view[offset : offset + 4] == data, "mapping after write()"
-        view.flush()
-        assert read_all(other, size) == model
-        view[100:104] = b"last"
-        model[100:104] = b"last"
-    with opened(here / "f") as fd:
-        cold(fd)
-        assert read_all(fd, size) == model
-
-
-def test_private_and_read_only_mappings(here: Path) -> None:
-    data = pattern(10_000)
-    put(here / "f", data)
-    with opened(here / "f") as fd, mmap.mmap(fd, 0, mmap.MAP_PRIVATE) as view:
-        view[0:4] = b"mine"
-        assert view[:8] == b"mine" + data[4:8]
-        assert os.pread(fd, 8, 0) == data[:8]
-    with opened(here / "f", os.O_RDONLY) as fd:
-        with mmap.mmap(fd, 0, prot=mmap.PROT_READ) as view:
-            assert view[:] == data
-            os.unlink(here / "f")
-            assert view[5000:6000] == data[5000:6000]
-        with pytest.raises(PermissionError):
-            mmap.mmap(fd, 0, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-
-
-def test_mapping_between_processes(here: Path) -> None:
-    put(here / "f", bytes(8192))
-
-    def child() -> bytes:
-        with opened(here / "f") as fd, mmap.mmap(fd, 8192) as view:
-            view[4096:4100] = b"ping"
-            view.flush()
-            while view[0:4] != b"pong":
-                pass
-            return view[4096:4104]
-
-    with opened(here / "f") as fd, mmap.mmap(fd, 8192) as view:
-        wait = forked(child)
-        while view[4096:4100] != b"ping":
-            pass
-        view[4100:4104] = b"more"
-        view[0:4] = b"pong"
-        assert wait() == b"pingmore"
-
-
-def test_mapping_survives_truncate(here: Path) -> None:
-    put(here / "f", b"a" * 12_288)
-    with opened(here / "f") as fd, mmap.mmap(fd, 12_288) as view:
-        os.ftruncate(fd, 100)
-        os.ftruncate(fd, 12_288)
-        assert view[:] == b"a" * 100 + bytes(12_188)
-
-
 def test_vectors_and_syncs(here: Path) -> None:
     with opened(here / "f", NEW | os.O_SYNC) as fd:
         assert os.pwritev(fd, [b"one", b"", b"three"], 3) == 8
@@ -362,58 +292,8 @@ def test_reader_sees_every_write_at_once(here: Path) -> None:
             os.pwrite(fd, b"%5d" % number, number * 997)
             want = (number * 997 + 5, b"%5d" % number)
             assert ((here / "f").stat().st_size, (here / "f").read_bytes()[-5:]) == want
-        wait = forked(lambda: (here / "f").read_bytes())
+        wait = forked((here / "f").read_bytes)
         assert len(wait()) == 59 * 997 + 5
-
-
-def test_direct_io(here: Path, chunk: int) -> None:
-    size = 2 * chunk
-    buffer = mmap.mmap(-1, size)
-    buffer[:] = pattern(size)
-    try:
-        fd = os.open(here / "f", NEW | os.O_DIRECT)
-    except OSError as error:
-        assert error.errno == EINVAL
-        pytest.skip("no O_DIRECT here")
-    assert os.pwritev(fd, [buffer], 0) == size
-    back = mmap.mmap(-1, size)
-    assert os.preadv(fd, [back], 0) == size
-    os.close(fd)
-    assert back[:] == buffer[:] == (here / "f").read_bytes()
-
-
-@pytest.mark.limit(120)
-def test_sparse_file_of_8_gib(here: Path) -> None:
-    size = 8 << 30
-    spots = [0, (1 << 30) - 3, (4 << 30) - 1, (5 << 30) + 12_345, size - 9]
-    with opened(here / "f", NEW) as fd:
-        os.ftruncate(fd, size)
-        for spot in spots:
-            os.pwrite(fd, b"%09d" % (spot % 10**9), spot)
-        cold(fd)
-        for spot in spots:
-            assert os.pread(fd, 9, spot) == b"%09d" % (spot % 10**9)
-        assert os.pread(fd, 4096, 3 << 30) == bytes(4096)
-        info = os.fstat(fd)
-        assert info.st_size == size
-        assert info.st_blocks * 512 < 64 << 20
-        os.ftruncate(fd, 1 << 30)
-        assert os.pread(fd, 9, (1 << 30) - 3) == (b"%09d" % (((1 << 30) - 3) % 10**9))[:3]
-
-
-def test_readahead_and_advice(here: Path, chunk: int) -> None:
-    data = pattern(9 * chunk + 3)
-    put(here / "f", data)
-    for advice in (os.POSIX_FADV_SEQUENTIAL, os.POSIX_FADV_RANDOM, os.POSIX_FADV_WILLNEED):
-        with opened(here / "f") as fd:
-            cold(fd)
-            os.posix_fadvise(fd, 0, 0, advice)
-            parts = []
-            while part := os.read(fd, 5003):
-                parts.append(part)
-            assert b"".join(parts) == data
-            for offset in range(len(data) - 100, 0, -chunk // 2):
-                assert os.pread(fd, 100, offset) == data[offset : offset + 100]
 
 
 def test_lseek_ends(here: Path) -> None:

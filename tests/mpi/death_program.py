@@ -7,6 +7,8 @@ import os
 import signal
 import time
 
+import pytest
+
 from mpifs.core.errors import PeerDeadError
 from mpifs.core.messages import Kind
 from mpifs.transport.client import Client
@@ -38,10 +40,9 @@ def ask(endpoint: Endpoint) -> None:
         client.call(rank, Kind.PING)
     for body in (bytes(1 << 20), None):
         start = time.monotonic()
-        try:
+        with pytest.raises(PeerDeadError) as caught:
             client.call(1, Kind.DELETE, body=body, timeout_s=10)
-        except PeerDeadError as error:
-            assert error.rank == 1
+        assert caught.value.rank == 1
         assert time.monotonic() - start < 5
     assert endpoint.dead() == {1}
     for _ in range(20):

@@ -208,6 +208,24 @@ def test_silence_of_rank_0_ends_it(worker: Worker, tmp_path: Path) -> None:
     open_store(str(tmp_path / "worker-3"), create=False).close()
 
 
+def test_a_message_right_after_a_stall_buys_no_more_time(tmp_path: Path) -> None:
+    """The stall must not be added to what was heard after it."""
+    now = [0.0]
+    service = StoreService(str(tmp_path), "here", lambda: now[0])
+    assert not service.should_stop()
+    now[0] = 1000.0
+    here, there = make_world(2)
+    server = Server(there, service.handle, bytearray, lambda _: None)
+    ping = Client(here).start(1, Kind.PING)
+    while not ping.poll():
+        server.tick()
+    assert not service.should_stop()
+    for _ in range(int(MASTER_SILENCE_S / 0.5) + 2):
+        now[0] += 0.5
+        stopped = service.should_stop()
+    assert stopped
+
+
 def test_one_failure_of_a_group_is_only_its_own(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

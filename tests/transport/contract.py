@@ -127,6 +127,23 @@ def check_late_reply_is_ignored(client: Client, rank: int) -> None:
         assert pending.is_settled
 
 
+def check_cancelled_receive(client: Client, rank: int) -> None:
+    endpoint, tag = client.endpoint, TAG_REPLY_BASE + 4001
+    given_up, buffer = bytearray(5), bytearray(9)
+    receive = endpoint.irecv(endpoint.rank, tag, given_up)
+    assert not receive.test()
+    assert receive.cancel()
+    assert receive.received == 0
+    send = endpoint.isend(endpoint.rank, tag, b"bytes")
+    receive = endpoint.irecv(endpoint.rank, tag, buffer)
+    deadline = time.monotonic() + 10
+    while not receive.test() or not send.test():
+        assert time.monotonic() < deadline
+    assert receive.cancel()
+    assert receive.received == 5
+    assert (given_up, buffer) == (bytes(5), b"bytes" + bytes(4))
+
+
 def check_many_at_once(client: Client, rank: int) -> None:
     size = client.endpoint.size
     left = {client.start(n % size, Kind.GET, items=n * 3000): n for n in range(20)}
@@ -152,7 +169,7 @@ def check_many_threads(client: Client, rank: int) -> None:
                 peer = dice.randrange(client.endpoint.size)
                 data = pattern(size, seed)
                 assert client.call(peer, Kind.PUT, body=data).body == data
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  # Raised by the caller.
             failures.append(error)
 
     threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(6)]
@@ -197,6 +214,7 @@ CHECKS: tuple[Callable[[Client, int], None], ...] = (
     check_refusal_keeps_errno,
     check_short_buffer,
     check_late_reply_is_ignored,
+    check_cancelled_receive,
     check_many_at_once,
     check_many_threads,
     check_bad_messages,

@@ -1,0 +1,1 @@
+"""Tests of the job: launcher, supervisor, lifecycle, hosts."""

@@ -1,0 +1,506 @@
+"""Files by the protocol of commands: of this machine, and of a volume over the control socket.
+
+A logic test: the volume is one process with loopback transport.  test_file_commands.py has the
+real thing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mpifs.cli.progress import Progress, human_size, printable
+from mpifs.cli.volume_path import parse_mounted, split, split_basename
+from mpifs.core.errors import PosixError
+from mpifs.core.limits import CONTROL_HANDLES_MAX, PAGE_ENTRIES
+from mpifs.job.control import ControlClient, ControlServer
+from mpifs.job.files import FileService
+from mpifs.job.files_copy import Copier, stream_out
+from mpifs.job.files_local import LocalFiles
+from mpifs.job.files_protocol import Attributes, Files, Wanted
+from mpifs.job.files_remote import RemoteFiles
+from mpifs.job.files_targets import targets
+from mpifs.job.files_tree import measure, remove_tree
+from tests.vfs.loopback import LoopbackVolume
+
+CHUNK = 64 * 1024
+STRANGE = b"\xff\xfe new\nline \xc3\xa4 '\"\\"
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[ControlClient]:
+    """A client of the file service over a real Vfs."""
+    volume = LoopbackVolume(tmp_path / "volume", workers=3, chunk_size=CHUNK)
+    server = ControlServer(str(tmp_path / "run" / "control.sock"))
+    FileService(volume.open()).register(server)
+    server.start()
+    with ControlClient(server.path) as connected:
+        yield connected
+    server.close()
+    volume.close()
+
+
+@pytest.fixture(params=["local", "remote"])
+def files(request: pytest.FixtureRequest, tmp_path: Path) -> Files:
+    """Both kinds of Files; paths begin with /."""
+    if request.param == "local":
+        (tmp_path / "local").mkdir()
+        return LocalFiles(os.fsencode(tmp_path / "local"))
+    return RemoteFiles(request.getfixturevalue("client"))
+
+
+@pytest.fixture
+def remote(client: ControlClient) -> RemoteFiles:
+    """Files of the volume."""
+    return RemoteFiles(client)
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> LocalFiles:
+    """Files of a folder of this machine."""
+    (tmp_path / "local").mkdir(exist_ok=True)
+    return LocalFiles(os.fsencode(tmp_path / "local"))
+
+
+def make(files: Files, path: bytes, data: bytes = b"", at: int = 0) -> None:
+    """A regular file."""
+    with contextlib.closing(files.create(path, 0o644)) as file:
+        if data:
+            file.write(data, at)
+
+
+def content(files: Files, path: bytes) -> bytes:
+    """All bytes of a file."""
+    out, piece = b"", memoryview(bytearray(1 << 20))
+    with contextlib.closing(files.open(path)) as file:
+        while count := file.read_into(piece, len(out)):
+            out += piece[:count]
+    return out
+
+
+def raises(code: int) -> Any:
+    """A context that expects an OSError with that errno."""
+    return pytest.raises(OSError, check=lambda error: error.errno == code)
+
+
+class TestContract:
+    """What LocalFiles and RemoteFiles both must do."""
+
+    def test_bytes_come_back(self, files: Files) -> None:
+        data = os.urandom(3 * (1 << 20) + 17)
+        make(files, b"/a", data)
+        assert files.stat(b"/a").size == len(data)
+        assert content(files, b"/a") == data
+
+    def test_names_of_any_bytes(self, files: Files) -> None:
+        make(files, b"/" + STRANGE, b"x")
+        assert [name for name, _ in files.scan(b"/")] == [STRANGE]
+        files.rename(b"/" + STRANGE, b"/" + STRANGE[::-1])
+        assert content(files, b"/" + STRANGE[::-1]) == b"x"
+
+    def test_long_folder_comes_whole(self, files: Files) -> None:
+        files.mkdir(b"/d", 0o755)
+        names = {b"%05d" % n for n in range(PAGE_ENTRIES + 7)}
+        for name in names:
+            files.symlink(b"x", b"/d/" + name)
+        found = list(files.scan(b"/d"))
+        assert len(found) == len(names)
+        assert {name for name, _ in found} == names
+        assert all(entry.is_symlink for _, entry in found)
+
+    def test_attributes(self, files: Files) -> None:
+        make(files, b"/a")
+        times = (1_000_000_001_000_000_001, 2_000_000_002_000_000_003)
+        files.set_attributes(b"/a", Wanted(0o4751, (1, 2), times))
+        found = files.stat(b"/a")
+        assert (stat.S_IMODE(found.mode), found.uid, found.gid) == (0o4751, 1, 2)
+        assert (found.atime_ns, found.mtime_ns) == times
+        files.symlink(b"a", b"/l")
+        files.set_attributes(b"/l", Wanted(0o600, (3, 4), (5, 6)))
+        assert files.stat(b"/a") == found._replace(ctime_ns=files.stat(b"/a").ctime_ns)
+        assert (files.stat(b"/l").uid, files.stat(b"/l").mtime_ns) == (3, 6)
+
+    def test_links(self, files: Files) -> None:
+        make(files, b"/a", b"data")
+        files.link(b"/a", b"/b")
+        assert files.stat(b"/a").nlink == 2
+        assert files.stat(b"/a").ino == files.stat(b"/b").ino
+        files.symlink(b"a", b"/s")
+        assert files.readlink(b"/s") == b"a"
+        assert files.stat(b"/s").is_symlink
+        assert files.stat(b"/s", follow=True).is_regular
+        with raises(errno.ELOOP if isinstance(files, LocalFiles) else errno.EINVAL):
+            files.open(b"/s")
+        files.open(b"/s", follow=True).close()
+
+    def test_symlinks_in_folders_are_followed(self, files: Files) -> None:
+        files.mkdir(b"/d", 0o755)
+        files.mkdir(b"/d/e", 0o755)
+        files.symlink(b"d", b"/l")
+        files.symlink(b"../l/./e", b"/d/m")
+        make(files, b"/l/m/f", b"x")
+        assert content(files, b"/d/e/f") == b"x"
+        assert [name for name, _ in files.scan(b"/l/m")] == [b"f"]
+        files.symlink(b"loop", b"/loop")
+        with raises(errno.ELOOP):
+            files.stat(b"/loop/x")
+        with raises(errno.ELOOP):
+            files.stat(b"/loop", follow=True)
+        with raises(errno.ENOTDIR):
+            files.stat(b"/d/e/f/g")
+
+    def test_special_files(self, files: Files) -> None:
+        files.mknod(b"/p", stat.S_IFIFO | 0o640, 0)
+        assert stat.S_ISFIFO(files.stat(b"/p").mode)
+        with raises(errno.EINVAL):
+            files.open(b"/p")
+
+    def test_xattrs(self, files: Files) -> None:
+        make(files, b"/a")
+        assert files.xattrs(b"/a") == {}
+        try:
+            files.set_xattr(b"/a", b"user.x", b"\0\xff")
+        except OSError as error:
+            assert error.errno == errno.ENOTSUP
+            pytest.skip("this place has no attributes")
+        assert files.xattrs(b"/a") == {b"user.x": b"\0\xff"}
+
+    def test_holes(self, files: Files) -> None:
+        make(files, b"/a", b"x" * CHUNK, 10 * CHUNK)
+        with contextlib.closing(files.create(b"/b", 0o644)) as file:
+            file.truncate(5 * CHUNK)
+            with raises(errno.ENXIO):
+                file.seek(0, os.SEEK_DATA)
+        with contextlib.closing(files.open(b"/a")) as file:
+            assert file.seek(0, os.SEEK_DATA) == 10 * CHUNK
+            assert file.seek(10 * CHUNK, os.SEEK_HOLE) == 11 * CHUNK
+
+    def test_errors_have_their_errno_and_class(self, files: Files) -> None:
+        files.mkdir(b"/d", 0o755)
+        make(files, b"/a")
+        with pytest.raises(FileNotFoundError):
+            files.stat(b"/none")
+        with pytest.raises(FileNotFoundError):
+            list(files.scan(b"/none"))
+        with pytest.raises(FileExistsError):
+            files.create(b"/a", 0o644)
+        with pytest.raises(FileExistsError):
+            files.mkdir(b"/d", 0o755)
+        with pytest.raises(IsADirectoryError):
+            files.open(b"/d")
+        with pytest.raises(IsADirectoryError):
+            files.rename(b"/a", b"/d")
+        with pytest.raises(NotADirectoryError):
+            list(files.scan(b"/a"))
+        make(files, b"/d/x")
+        with raises(errno.ENOTEMPTY):
+            files.rmdir(b"/d")
+        with raises(errno.ENAMETOOLONG):
+            files.mkdir(b"/" + b"n" * 256, 0o755)
+
+
+class TestService:
+    """What only the service must do."""
+
+    def test_what_a_lost_client_had_open_is_closed(self, client: ControlClient) -> None:
+        with ControlClient(client.path) as other:
+            file = RemoteFiles(other).create(b"/a", 0o644)
+            file.write(b"data", 0)
+            next(RemoteFiles(other).scan(b"/"))
+        files = RemoteFiles(client)
+        assert content(files, b"/a") == b"data"
+        files.unlink(b"/a")
+        with raises(errno.EBADF):
+            client.call("files.stat_open", handle=file._handle)  # type: ignore[attr-defined]
+
+    def test_handles_are_the_clients_own_and_bounded(self, client: ControlClient) -> None:
+        files = RemoteFiles(client)
+        make(files, b"/a", b"secret")
+        with ControlClient(client.path) as other:
+            file: Any = RemoteFiles(other).open(b"/a")
+            for call in ("files.stat_open", "files.close"):
+                with raises(errno.EBADF):
+                    client.call(call, handle=file._handle)
+            with raises(errno.EBADF):
+                client.call("files.read", handle=file._handle, offset=0, size=1)
+            for _ in range(CONTROL_HANDLES_MAX - 1):
+                RemoteFiles(other).open(b"/a")
+            with raises(errno.EMFILE):
+                RemoteFiles(other).open(b"/a")
+
+    @pytest.mark.parametrize(
+        ("call", "args", "code"),
+        [
+            ("stat", {}, errno.EPROTO),
+            ("stat", {"path": "/text", "follow": False}, errno.EPROTO),
+            ("stat", {"path": b"relative", "follow": False}, errno.EINVAL),
+            ("stat", {"path": b"/nul\0", "follow": False}, errno.EINVAL),
+            ("stat", {"path": b"/" + b"x/" * 3000, "follow": False}, errno.ENAMETOOLONG),
+            ("read", {"handle": 99, "offset": 0, "size": 1}, errno.EBADF),
+            ("read", {"handle": True, "offset": 0, "size": 1}, errno.EPROTO),
+            ("list", {"handle": 99, "offset": 0}, errno.EBADF),
+            ("mkdir", {"path": b"/d", "mode": -1}, errno.EINVAL),
+            ("mknod", {"path": b"/d", "mode": stat.S_IFREG, "rdev": 0}, errno.EINVAL),
+            ("set_attributes", {"path": b"/", "owner": [1]}, errno.EPROTO),
+            ("set_attributes", {"path": b"/", "times_ns": ["a", 1]}, errno.EPROTO),
+            ("layout", {"path": b"/", "first": 0}, errno.EINVAL),
+        ],
+    )
+    def test_hostile_arguments(
+        self, client: ControlClient, call: str, args: dict[str, Any], code: int
+    ) -> None:
+        with raises(code):
+            client.call(f"files.{call}", **args)
+        assert client.call("files.stat", path=b"/", follow=False)["stat"][0] == 1
+
+    def test_layout_pages_are_one_list(
+        self, client: ControlClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        files = RemoteFiles(client)
+        make(files, b"/a", os.urandom(20 * CHUNK + 1))
+        whole = files.layout(b"/a")
+        assert [chunk["index"] for chunk in whole["chunks"]] == list(range(21))
+        assert (whole["size"], whole["chunk_size"], whole["replicas"]) == (20 * CHUNK + 1, CHUNK, 1)
+        workers = [chunk["workers"][0] for chunk in whole["chunks"]]
+        assert all((b - a) % 3 == 1 for a, b in zip(workers, workers[1:], strict=False))
+        monkeypatch.setattr("mpifs.job.files.PAGE_ENTRIES", 4)
+        assert files.layout(b"/a") == whole
+
+    def test_sync(self, remote: RemoteFiles) -> None:
+        make(remote, b"/a", b"x")
+        remote.sync()
+
+
+def tree(files: Files, path: bytes = b"/") -> dict[bytes, object]:
+    """Everything below a folder that a copy must keep."""
+    found: dict[bytes, object] = {}
+    inodes: dict[int, bytes] = {}
+    todo = [path]
+    while todo:
+        folder = todo.pop()
+        for name, entry in sorted(files.scan(folder)):
+            full = folder.rstrip(b"/") + b"/" + name
+            row: list[object] = [entry.mode, entry.uid, entry.gid, entry.mtime_ns]
+            if entry.is_folder:
+                todo.append(full)
+            elif entry.is_symlink:
+                row.append(files.readlink(full))
+            else:
+                first = inodes.setdefault(entry.ino, full)
+                row += [first[len(path) :], entry.nlink, entry.size, entry.rdev]
+                if entry.is_regular:
+                    row.append(content(files, full))
+            found[full[len(path) :]] = row
+    return found
+
+
+def plant(files: Files) -> None:
+    """A tree with one of everything below /t."""
+    files.mkdir(b"/t", 0o750)
+    make(files, b"/t/big", os.urandom(2 * (1 << 20) + 5))
+    make(files, b"/t/empty")
+    make(files, b"/t/" + STRANGE, b"strange")
+    files.mkdir(b"/t/sub", 0o700)
+    files.link(b"/t/big", b"/t/sub/same")
+    files.symlink(b"../nowhere", b"/t/sub/link")
+    files.mknod(b"/t/fifo", stat.S_IFIFO | 0o600, 0)
+    make(files, b"/t/sparse", b"end", 50 * CHUNK)
+    make(files, b"/t/hole")
+    make(files, b"/t/readonly", b"x")
+    files.set_attributes(b"/t/readonly", Wanted(0o444))
+    files.set_attributes(b"/t/big", Wanted(0o6755, (7, 8), (1, 123_456_789_123_456_789)))
+    files.set_attributes(b"/t/sub/link", Wanted(None, (9, 9), (1, 77)))
+    files.set_attributes(b"/t/sub", Wanted(0o1777, (5, 5), (1, 99)))
+
+
+class TestCopy:
+    """Copier between the two kinds of places."""
+
+    @pytest.fixture
+    def ends(self, local: LocalFiles, remote: RemoteFiles) -> tuple[Files, Files]:
+        return local, remote
+
+    @pytest.mark.parametrize("turn", [1, -1])
+    def test_tree_is_the_same(self, ends: tuple[Files, Files], turn: int) -> None:
+        source, target = ends[::turn]
+        plant(source)
+        progress = Progress("test", is_quiet=True)
+        for _ in range(2):  # the second time everything is there and is replaced.
+            Copier(source, target, progress, keeps_owner=True).copy(b"/t", b"/u")
+        assert progress.errors == []
+        assert tree(source, b"/t") == tree(target, b"/u")
+        assert target.stat(b"/u").mtime_ns == source.stat(b"/t").mtime_ns
+        assert target.stat(b"/u/sparse").blocks * 512 <= 4 * CHUNK
+        assert (progress.files, progress.folders) == (2 * 9, 2 * 2)
+        assert measure(source, [b"/t"]).files == 9
+
+    def test_failed_copy_leaves_no_half_file(self, local: LocalFiles, remote: RemoteFiles) -> None:
+        make(local, b"/a", b"new" * 1000)
+        make(remote, b"/a", b"old")
+
+        class Full(RemoteFiles):
+            def set_attributes(self, path: bytes, wanted: Wanted) -> None:
+                raise PosixError(errno.ENOSPC)
+
+        progress = Progress("test", is_quiet=True)
+        full = Full(remote._client)
+        Copier(local, full, progress, keeps_owner=False).copy(b"/a", b"/a")
+        assert len(progress.errors) == 1
+        assert content(remote, b"/a") == b"old"
+        assert [name for name, _ in remote.scan(b"/")] == [b"a"]
+
+    def test_others_go_on_after_an_error(self, local: LocalFiles, remote: RemoteFiles) -> None:
+        local.mkdir(b"/t", 0o755)
+        for name in (b"a", b"b", b"c"):
+            make(local, b"/t/" + name, name)
+        remote.mkdir(b"/t", 0o755)
+        remote.mkdir(b"/t/b", 0o755)
+        progress = Progress("test", is_quiet=True)
+        Copier(local, remote, progress, keeps_owner=False).copy(b"/t", b"/t")
+        (found,) = progress.errors
+        assert found["path"] == "/t/b"
+        assert [name for name, _ in sorted(remote.scan(b"/t"))] == [b"a", b"b", b"c"]
+        assert content(remote, b"/t/c") == b"c"
+
+    def test_lost_connection_ends_the_work(self, local: LocalFiles, remote: RemoteFiles) -> None:
+        make(local, b"/a")
+        remote._client.close()
+        progress = Progress("test", is_quiet=True)
+        with raises(errno.ENOTCONN):
+            Copier(local, remote, progress, keeps_owner=False).copy(b"/a", b"/a")
+
+    def test_folder_into_itself(self, local: LocalFiles) -> None:
+        local.mkdir(b"/t", 0o755)
+        make(local, b"/t/a")
+        progress = Progress("test", is_quiet=True)
+        copier = Copier(local, local, progress, keeps_owner=False)
+        copier.copy(b"/t", b"/t/t")
+        assert {name for name, _ in local.scan(b"/t/t")} == {b"a"}
+        copier.copy(b"/t", b"/t")
+        assert "same folder" in progress.errors[-1]["error"]
+
+    def test_growing_and_sizeless_files(self, tmp_path: Path, remote: RemoteFiles) -> None:
+        progress = Progress("test", is_quiet=True)
+        copier = Copier(LocalFiles(), remote, progress, keeps_owner=False)
+        copier.copy(b"/proc/self/status", b"/status")
+        assert progress.errors == []
+        assert b"VmRSS" in content(remote, b"/status")
+
+    def test_streams(self, local: LocalFiles, remote: RemoteFiles, tmp_path: Path) -> None:
+        data = os.urandom(2_500_000)
+        (tmp_path / "in").write_bytes(data)
+        progress = Progress("test", is_quiet=True)
+        with open(tmp_path / "in", "rb") as stream:
+            copier = Copier(local, remote, progress, keeps_owner=False)
+            assert copier.write_stream(stream.fileno(), b"/s", 0o640) == len(data)
+        assert stat.S_IMODE(remote.stat(b"/s").mode) == 0o640
+        remote.symlink(b"s", b"/l")
+        with open(tmp_path / "out", "wb") as stream:
+            stream_out(remote, b"/l", stream.fileno(), progress)
+        assert (tmp_path / "out").read_bytes() == data
+
+
+def test_remove_tree(files: Files) -> None:
+    plant(files)
+    files.symlink(b"t", b"/keep")
+    progress = Progress("test", is_quiet=True)
+    remove_tree(files, b"/t", progress)
+    assert progress.errors == []
+    assert [name for name, _ in files.scan(b"/")] == [b"keep"]
+    assert (progress.files, progress.folders) == (9, 2)
+
+
+def test_remove_tree_keeps_what_cannot_go() -> None:
+    class Stubborn(LocalFiles):
+        def stat(self, path: bytes, *, follow: bool = False) -> Attributes:
+            kind = stat.S_IFDIR if path in (b"/t", b"/t/d") else stat.S_IFREG
+            return Attributes(0, 1, kind, 1, 0, 0, 0, 0, 0, 0, 0, 0)
+
+        def scan(self, path: bytes) -> Iterator[tuple[bytes, Attributes]]:
+            inner = {b"/t": [b"d", b"a"], b"/t/d": [b"x", b"y"]}[path]
+            return iter([(name, self.stat(path + b"/" + name)) for name in inner])
+
+        def unlink(self, path: bytes) -> None:
+            if path == b"/t/d/x":
+                raise PermissionError(errno.EACCES, "no")
+
+        def rmdir(self, path: bytes) -> None:
+            raise AssertionError("its content is not gone")
+
+    progress = Progress("test", is_quiet=True)
+    remove_tree(Stubborn(), b"/t", progress)
+    assert [error["path"] for error in progress.errors] == ["/t/d/x"]
+    assert progress.files == 2
+
+
+def test_targets_follow_cp(local: LocalFiles) -> None:
+    local.mkdir(b"/d", 0o755)
+    local.symlink(b"d", b"/l")
+    make(local, b"/f")
+
+    def one(place: bytes, *, wants_folder: bool = False, is_folder: bool = False) -> list[bytes]:
+        return targets(local, place, [b"a"], wants_folder=wants_folder, is_folder=is_folder)
+
+    assert one(b"/d") == [b"/d/a"]
+    assert one(b"/l") == [b"/l/a"]
+    assert one(b"/new") == [b"/new"]
+    assert one(b"/f") == [b"/f"]
+    assert one(b"/new", wants_folder=True, is_folder=True) == [b"/new"]
+    assert targets(local, b"/d", [b"a", b""], wants_folder=False, is_folder=False) == [
+        b"/d/a",
+        b"/d",
+    ]
+    for place, wants_folder, is_folder in (
+        (b"/new", True, False),
+        (b"/f", True, False),
+        (b"/f", False, True),
+        (b"/none/new", False, False),
+    ):
+        with pytest.raises(OSError):
+            one(place, wants_folder=wants_folder, is_folder=is_folder)
+    with pytest.raises(OSError, match="several sources"):
+        targets(local, b"/f", [b"a", b"b"], wants_folder=False, is_folder=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("vol:a", ("vol", "a")),
+        ("vol:/a:b", ("vol", "/a:b")),
+        ("vol:x:/a", ("vol:x", "/a")),
+        ("vol:x", ("vol:x", "")),
+        ("vol:", ("vol", "")),
+        ("vol", ("vol", "")),
+        ("./m/:p", ("./m/", "p")),
+        ("other:a", None),
+        (":a", None),
+        ("", None),
+        ("a", None),
+    ],
+)
+def test_longest_volume_wins(text: str, found: tuple[str, str] | None) -> None:
+    assert split(text, lambda place: place in ("vol", "vol:x", "./m/")) == found
+
+
+def test_names_of_sources() -> None:
+    assert [split_basename(p) for p in ("a", "a/b/", "/", ".", "..", "a/.", "./a")] == [
+        "a", "b", "", "", "", "", "a",
+    ]  # fmt: skip
+
+
+def test_file_outside_of_mounts(tmp_path: Path) -> None:
+    assert parse_mounted(str(tmp_path)) is None
+
+
+def test_words_for_people() -> None:
+    assert [human_size(n) for n in (0, 1023, 1024, 3 << 30)] == [
+        "0 B", "1023 B", "1.0 KiB", "3.0 GiB",
+    ]  # fmt: skip
+    assert printable("ä b".encode() + b"\xff\n\x1b[1m") == "ä b\\xff\\n\\x1b[1m"
