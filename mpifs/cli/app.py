@@ -7,7 +7,6 @@ needs, so that it is quick; MPI, LMDB and FUSE come when a command runs.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 import sys
 import traceback
@@ -47,8 +46,6 @@ def _main(
 def _register(names: Sequence[str]) -> None:
     """Adds the commands: each module has a function of its own name."""
     for name in names:
-        if importlib.util.find_spec(f"mpifs.cli.{name}") is None:
-            continue
         module = importlib.import_module(f"mpifs.cli.{name}")
         app.command(name)(getattr(module, name))
 

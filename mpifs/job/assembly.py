@@ -37,6 +37,7 @@ class VfsOptions:
     dirty_bytes_max: int = DIRTY_BYTES_MAX
     cache_bytes_max: int = CACHE_BYTES_MAX
     noatime: bool = False
+    refuse_links: bool = False
 
 
 def build_vfs(
@@ -84,4 +85,12 @@ def build_vfs(
         committer.kick,
         committer.make_room,
     )
-    return Vfs(index, scatter, reader, writeback, committer, noatime=options.noatime)
+    return Vfs(
+        index,
+        scatter,
+        reader,
+        writeback,
+        committer,
+        noatime=options.noatime,
+        refuse_links=options.refuse_links,
+    )

@@ -91,6 +91,9 @@ def clean(folder: VolumeFolder) -> list[str]:
     Requires: nobody serves the volume any more (its lock is held by the caller).
     """
     state = job_state.read(folder)
+    # What a start that is cut off has mapped was not recorded yet.
+    mapped = shared_memory_of(marked_with(str(state["job"]))) if state.get("job") else []
+    state["shm"] = [*(state.get("shm") or []), *mapped]
     reasons = end_processes(state)
     reasons += clear_mounts(folder, only_dead=False)
     remove_files(state)

@@ -54,9 +54,8 @@ def parse_options(words: Iterable[str], volume: str) -> JobOptions:
         else:
             mount_words.append(word)
     mount = MountOptions.parse(mount_words)
-    return JobOptions(
-        replace(mount, fsname=volume), replace(vfs, noatime=mount.noatime), is_relaxed
-    )
+    vfs = replace(vfs, noatime=mount.noatime, refuse_links=mount.writeback)
+    return JobOptions(replace(mount, fsname=volume), vfs, is_relaxed)
 
 
 def _seconds(word: str, value: str) -> float:

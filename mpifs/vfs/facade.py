@@ -10,28 +10,22 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Final
+from collections.abc import Callable, Iterator
 
 from mpifs.core.errors import PosixError
-from mpifs.core.limits import PATH_BYTES_MAX, SYMLINK_BYTES_MAX
-from mpifs.core.types import Caller, SpaceUse, Stat
+from mpifs.core.limits import PATH_BYTES_MAX
+from mpifs.core.types import TIME_NOW, Caller, SpaceUse, Stat
 from mpifs.data.scatter import Scatter
 from mpifs.index.index import Index
 from mpifs.index.inode import Inode
-from mpifs.vfs.aliases import Aliases, Name
 from mpifs.vfs.committer import Committer
 from mpifs.vfs.directories import Directories
-from mpifs.vfs.file_data import FileData
 from mpifs.vfs.files import Files, Opened, stat_of
 from mpifs.vfs.handles import Handles
-from mpifs.vfs.hidden import HiddenFiles, is_hidden_name
+from mpifs.vfs.names import Names
 from mpifs.vfs.reader import Reader
 from mpifs.vfs.writeback import WriteBack
 from mpifs.vfs.xattrs import Xattrs
-
-NOW: Final = -(2**63)
-"""As a time: the present, as UTIME_NOW."""
 
 
 class Vfs:
@@ -50,6 +44,7 @@ class Vfs:
         committer: Committer,
         *,
         noatime: bool = False,
+        refuse_links: bool = False,
     ) -> None:
         self.on_change: Callable[[list[bytes], list[int]], None] = lambda paths, handles: None
         self.index = index
@@ -58,88 +53,51 @@ class Vfs:
         self._scatter = scatter
         self.reader = reader
         self._handles = Handles()
-        self._hidden = HiddenFiles()
-        self._aliases = Aliases(self._drop_names)
+        self._names = Names(
+            index,
+            self._handles,
+            committer,
+            self._drop_caches,
+            refuse_links=refuse_links,
+        )
         self.files = Files(
             index,
             self._handles,
             reader,
             writeback,
             committer,
-            self._changed,
+            self._names,
             noatime=noatime,
         )
-        self._directories = Directories(index, self._handles, self._seen)
+        self._directories = Directories(index, self._handles, self._names.seen)
         self._xattrs = Xattrs(index, self.layout_of)
-        writeback.on_lost = lambda inode: self._changed(inode, None)
+        writeback.on_lost = lambda inode: self._names.changed(inode, None)
         committer.start(writeback)
-
-    # Names and inodes
-
-    def _find(self, path: bytes | None, fh: int | None = None) -> Inode:
-        """The inode of a handle, else of a path."""
-        if fh is not None:
-            inode = self._handles.find(fh)
-            if inode is not None:
-                return inode
-        if path is None:
-            raise PosixError(errno.EBADF)
-        hidden = self._hidden.find(path)
-        if hidden is not None:
-            return hidden
-        return self.index.resolve(path)
-
-    def _alias(self, path: bytes | None) -> Name | None:
-        if path is None or path == b"/":
-            return None
-        try:
-            parent, name = self.index.resolve_parent(path)
-        except OSError:
-            return None
-        return parent.ino, name
-
-    def _seen(self, inode: Inode, alias: Name | None) -> None:
-        """The kernel is shown a file under a name: remember names of files that have several."""
-        if inode.nlink > 1 and alias is not None and not stat.S_ISDIR(inode.mode):
-            self._aliases.saw(inode.ino, alias)
-
-    def _changed(self, inode: Inode, alias: Name | None) -> None:
-        """A file has changed through `alias`; its other names must not show old state."""
-        if self._aliases:
-            names = self._aliases.others(inode.ino, alias)
-            if names:
-                data = inode.data
-                handles = list(data.handles) if isinstance(data, FileData) else []
-                self._drop_names(names, handles)
-
-    def _drop_names(self, names: list[Name], handles: Sequence[int] = ()) -> None:
-        paths = []
-        for parent, name in names:
-            folder = self.index.path_of(parent)
-            paths.append(folder.rstrip(b"/") + b"/" + name)
-        self.on_change(paths, list(handles))
 
     def _touched(self, inode: Inode, path: bytes | None) -> None:
         """Attributes of an inode have changed through a path."""
         self.index.touch(inode)
         self.committer.kick()
-        if inode.nlink > 1 and self._aliases:
-            self._changed(inode, self._alias(path))
+        if inode.nlink > 1:
+            self._names.changed(inode, self._names.alias(path))
+
+    def _drop_caches(self, paths: list[bytes], handles: list[int]) -> None:
+        self.on_change(paths, handles)  # set after this object was made
 
     # Attributes
 
     def getattr(self, path: bytes | None, fh: int | None = None) -> Stat:
         """stat(2).  Raises ENOENT, ENOTDIR, ENAMETOOLONG."""
-        inode = self._find(path, fh)
+        inode = self._names.find(path, fh)
         if inode.nlink > 1 and path is not None and not stat.S_ISDIR(inode.mode):
-            self._seen(inode, self._alias(path))
+            self._names.seen(inode, self._names.alias(path))
         return stat_of(inode)
 
     def chmod(
         self, path: bytes | None, mode: int, fh: int | None = None, caller: Caller | None = None
     ) -> None:
         """chmod(2)."""
-        inode = self._find(path, fh)
+        inode = self._names.find(path, fh)
         with self.index.lock:
             inode.mode = stat.S_IFMT(inode.mode) | stat.S_IMODE(mode)
             inode.ctime_ns = time.time_ns()
@@ -154,7 +112,7 @@ class Vfs:
         caller: Caller | None = None,
     ) -> None:
         """chown(2); -1 leaves an id.  Drops set-id bits of what is no folder, as Linux does."""
-        inode = self._find(path, fh)
+        inode = self._names.find(path, fh)
         with self.index.lock:
             if uid != -1:
                 inode.uid = uid
@@ -173,14 +131,14 @@ class Vfs:
         mtime: int | None,
         fh: int | None = None,
     ) -> None:
-        """utimensat(2): ns, NOW, or None to leave."""
-        inode = self._find(path, fh)
+        """utimensat(2): ns, TIME_NOW, or None to leave."""
+        inode = self._names.find(path, fh)
         now = time.time_ns()
         with self.index.lock:
             if atime is not None:
-                inode.atime_ns = now if atime == NOW else atime
+                inode.atime_ns = now if atime == TIME_NOW else atime
             if mtime is not None:
-                inode.mtime_ns = now if mtime == NOW else mtime
+                inode.mtime_ns = now if mtime == TIME_NOW else mtime
             inode.ctime_ns = now
         self._touched(inode, path)
 
@@ -192,147 +150,57 @@ class Vfs:
         caller: Caller | None = None,
     ) -> None:
         """truncate(2), ftruncate(2)."""
-        inode = self._find(path, fh)
-        self.files.truncate(inode, size, self._alias(path) if inode.nlink > 1 else None)
+        inode = self._names.find(path, fh)
+        self.files.truncate(inode, size, self._names.alias(path) if inode.nlink > 1 else None)
 
     # Names
 
-    def _make(
-        self,
-        path: bytes,
-        mode: int,
-        caller: Caller,
-        rdev: int = 0,
-        target: bytes = b"",
-    ) -> tuple[Inode, Name]:
-        parent, name = self.index.resolve_parent(path)
-        inode = self.index.create(
-            parent,
-            name,
-            mode,
-            caller.uid,
-            caller.gid,
-            rdev=rdev,
-            target=target,
-            now_ns=time.time_ns(),
-        )
-        self.committer.kick()
-        return inode, (parent.ino, name)
-
     def mknod(self, path: bytes, mode: int, rdev: int, caller: Caller) -> None:
         """mknod(2)."""
-        if not stat.S_IFMT(mode):
-            mode |= stat.S_IFREG
-        self._make(path, mode, caller, rdev)
+        self._names.mknod(path, mode, rdev, caller)
 
     def mkdir(self, path: bytes, mode: int, caller: Caller) -> None:
         """mkdir(2)."""
-        self._make(path, stat.S_IFDIR | stat.S_IMODE(mode), caller)
+        self._names.mkdir(path, mode, caller)
 
     def symlink(self, target: bytes, path: bytes, caller: Caller) -> None:
         """symlink(2)."""
-        if not target:
-            raise PosixError(errno.ENOENT)
-        if len(target) > SYMLINK_BYTES_MAX:
-            raise PosixError(errno.ENAMETOOLONG)
-        self._make(path, stat.S_IFLNK | 0o777, caller, target=target)
+        self._names.symlink(target, path, caller)
 
     def readlink(self, path: bytes) -> bytes:
         """readlink(2)."""
-        inode = self._find(path)
-        if not stat.S_ISLNK(inode.mode):
-            raise PosixError(errno.EINVAL)
-        return inode.target
+        return self._names.readlink(path)
 
     def link(self, source: bytes, path: bytes) -> None:
         """link(2)."""
-        inode = self._find(source)
-        parent, name = self.index.resolve_parent(path)
-        old = self._alias(source)
-        self.index.link(inode, parent, name, time.time_ns())
-        self.committer.kick()
-        new = (parent.ino, name)
-        self._aliases.saw(inode.ino, *([old, new] if old else [new]))
-        self._changed(inode, new)
+        self._names.link(source, path)
 
     def unlink(self, path: bytes) -> None:
         """unlink(2); also libfuse's farewell to a removed open file."""
-        if self._hidden.remove(path) is not None:
-            return
-        parent, name = self.index.resolve_parent(path)
-        self._unlink(parent, name)
-
-    def _unlink(self, parent: Inode, name: bytes) -> Inode:
-        inode = self.index.unlink(parent, name, time.time_ns())
-        self.committer.kick()
-        if self._aliases:
-            self._aliases.gone(inode.ino, (parent.ino, name))
-            self._changed(inode, None)
-        return inode
+        self._names.unlink(path)
 
     def rmdir(self, path: bytes) -> None:
         """rmdir(2)."""
-        if path == b"/":
-            raise PosixError(errno.EBUSY)
-        parent, name = self.index.resolve_parent(path)
-        self.index.rmdir(parent, name, time.time_ns())
-        self.committer.kick()
+        self._names.rmdir(path)
 
     def rename(self, old: bytes, new: bytes, flags: int = 0) -> None:
         """renameat2(2) with NOREPLACE and EXCHANGE."""
-        parent, name = self.index.resolve_parent(old)
-        if is_hidden_name(new) and not flags and self._hide(parent, name, new):
-            return
-        new_parent, new_name = self.index.resolve_parent(new)
-        with self.committer.rename_gate:
-            with self.index.lock:
-                ino = self.index.lookup(parent.ino, name)
-                moved = self.index.inode(ino) if ino else None
-                replaced = self.index.rename(
-                    parent, name, new_parent, new_name, flags, time.time_ns()
-                )
-            data = moved.data if moved is not None else None
-            self.committer.renamed_over(data if isinstance(data, FileData) else None)
-        self.committer.kick()
-        if self._aliases and moved is not None:
-            self._rename_aliases(moved, replaced, (parent.ino, name), (new_parent.ino, new_name))
-
-    def _rename_aliases(self, moved: Inode, replaced: Inode | None, old: Name, new: Name) -> None:
-        if replaced is not None and replaced is not moved:
-            self._aliases.gone(replaced.ino, new)
-            self._changed(replaced, None)
-        self._aliases.moved(moved.ino, old, new)
-        self._changed(moved, new)
-
-    def _hide(self, parent: Inode, name: bytes, hidden: bytes) -> bool:
-        """Takes libfuse's rename of an open file as the unlink that it stands for."""
-        ino = self.index.lookup(parent.ino, name)
-        if not ino:
-            return False
-        inode = self.index.inode(ino)
-        data = inode.data
-        if not isinstance(data, FileData) or not data.handles:
-            return False
-        with self.committer.rename_gate:
-            self._hidden.add(hidden, inode)
-            self._unlink(parent, name)
-            self.committer.hold_for_rename()
-        return True
+        self._names.rename(old, new, flags)
 
     # Files
 
     def create(self, path: bytes, mode: int, flags: int, caller: Caller) -> Opened:
         """open(2) with O_CREAT of a name that is not there."""
-        inode, alias = self._make(path, stat.S_IFREG | stat.S_IMODE(mode), caller)
+        inode, alias = self._names.make(path, stat.S_IFREG | stat.S_IMODE(mode), caller)
         return self.files.open(inode, flags, alias, is_new=True)
 
     def open(self, path: bytes, flags: int, caller: Caller | None = None) -> Opened:
         """open(2) of what is there; truncates when O_TRUNC is among the flags."""
         if len(path) > PATH_BYTES_MAX * 2:
             raise PosixError(errno.ENAMETOOLONG)
-        inode = self._find(path)
-        alias = self._alias(path) or (inode.parent, inode.name)
-        self._seen(inode, alias)
+        inode = self._names.find(path)
+        alias = self._names.alias(path) or (inode.parent, inode.name)
+        self._names.seen(inode, alias)
         return self.files.open(inode, flags, alias)
 
     def read(self, fh: int, into: memoryview, offset: int) -> int:
@@ -375,7 +243,7 @@ class Vfs:
 
     def opendir(self, path: bytes) -> int:
         """opendir(3).  Raises ENOTDIR."""
-        return self._directories.open(self._find(path))
+        return self._directories.open(self._names.find(path))
 
     def readdir(
         self, fh: int, offset: int = 0, plus: bool = True
@@ -396,22 +264,22 @@ class Vfs:
 
     def setxattr(self, path: bytes, name: bytes, value: bytes, flags: int = 0) -> None:
         """setxattr(2)."""
-        inode = self._find(path)
+        inode = self._names.find(path)
         with self.index.lock:
             self._xattrs.set(inode, name, value, flags, time.time_ns())
         self._touched(inode, path)
 
     def getxattr(self, path: bytes, name: bytes) -> bytes:
         """getxattr(2)."""
-        return self._xattrs.get(self._find(path), name)
+        return self._xattrs.get(self._names.find(path), name)
 
     def listxattr(self, path: bytes) -> list[bytes]:
         """listxattr(2)."""
-        return self._xattrs.names(self._find(path))
+        return self._xattrs.names(self._names.find(path))
 
     def removexattr(self, path: bytes, name: bytes) -> None:
         """removexattr(2)."""
-        inode = self._find(path)
+        inode = self._names.find(path)
         with self.index.lock:
             self._xattrs.remove(inode, name, time.time_ns())
         self._touched(inode, path)
@@ -432,7 +300,7 @@ class Vfs:
 
     def layout(self, path: bytes) -> dict[str, object]:
         """Where the chunks of a file lie, as `mpifs layout --json` shows it; flushes the file."""
-        inode = self._find(path)
+        inode = self._names.find(path)
         if not stat.S_ISREG(inode.mode):
             raise PosixError(errno.EINVAL, "only regular files have a layout")
         self.files.fsync(inode)
@@ -471,4 +339,4 @@ class Vfs:
             self._scatter.close()
 
 
-__all__ = ["NOW", "Opened", "Vfs"]
+__all__ = ["Opened", "Vfs"]

@@ -6,7 +6,6 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable
 from typing import NamedTuple
 
 from mpifs.core.errors import PosixError
@@ -18,6 +17,7 @@ from mpifs.vfs.aliases import Name
 from mpifs.vfs.committer import Committer
 from mpifs.vfs.file_data import FileData
 from mpifs.vfs.handles import FileHandle, Handles
+from mpifs.vfs.names import Names
 from mpifs.vfs.reader import Reader
 from mpifs.vfs.writeback import WriteBack
 
@@ -59,8 +59,8 @@ def stat_of(inode: Inode) -> Stat:
 
 
 class Files:
-    """Data operations by inode or handle.  `changed(inode, alias)` is told after each change, with
-    no lock held, so that the kernel's caches of other names can be dropped."""
+    """Data operations by inode or handle.  After each change, with no lock held, `names` has the
+    kernel's caches of the file's other names dropped."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Files:
         reader: Reader,
         writeback: WriteBack,
         committer: Committer,
-        changed: Callable[[Inode, Name | None], None],
+        names: Names,
         *,
         noatime: bool,
     ) -> None:
@@ -78,7 +78,7 @@ class Files:
         self._reader = reader
         self._writeback = writeback
         self._committer = committer
-        self._changed = changed
+        self._names = names
         self._noatime = noatime
 
     def open(self, inode: Inode, flags: int, alias: Name, is_new: bool = False) -> Opened:
@@ -92,8 +92,8 @@ class Files:
             data.handles.add(number)
         if flags & os.O_TRUNC and not is_new and inode.size:
             self.truncate(inode, 0, alias)
-        has_aliases = inode.nlink > 1
-        return Opened(number, False, not has_aliases)
+        is_shared = self._names.is_shared(inode)
+        return Opened(number, is_shared and bool(flags & os.O_APPEND), not is_shared)
 
     def read(self, handle: FileHandle, into: memoryview, offset: int) -> int:
         """Returns the bytes read."""
@@ -119,17 +119,22 @@ class Files:
         if offset + size > FILE_BYTES_MAX:
             raise PosixError(errno.EFBIG)
         inode = handle.inode
+        if inode.nlink > 1:
+            # Dirty pages of a mapping through another name come in before this write, not over it.
+            self._names.changed(inode, handle.alias)
         data = inode.data
         assert isinstance(data, FileData)
         if data.error is not None:
             raise data.error
         self._writeback.admit(size)
         with data.lock:
+            if handle.flags & os.O_APPEND and inode.nlink > 1:
+                offset = inode.size  # the kernel knows each name's size apart, this one's late
             self._writeback.write(data, source, offset)
             inode.mtime_ns = inode.ctime_ns = time.time_ns()
             self._index.touch(inode)
         if inode.nlink > 1:
-            self._changed(inode, handle.alias)
+            self._names.changed(inode, handle.alias)
         return size
 
     def truncate(self, inode: Inode, size: int, alias: Name | None) -> None:
@@ -145,7 +150,7 @@ class Files:
             inode.mtime_ns = inode.ctime_ns = time.time_ns()
             self._index.touch(inode)
         self._committer.kick()
-        self._changed(inode, alias)
+        self._names.changed(inode, alias)
 
     def allocate(self, handle: FileHandle, mode: int, offset: int, length: int) -> None:
         """fallocate(2): modes 0, KEEP_SIZE, PUNCH_HOLE and ZERO_RANGE; others EOPNOTSUPP."""
@@ -173,7 +178,7 @@ class Files:
             inode.mtime_ns = inode.ctime_ns = time.time_ns()
             self._index.touch(inode)
         self._committer.kick()
-        self._changed(inode, handle.alias)
+        self._names.changed(inode, handle.alias)
 
     def seek(self, handle: FileHandle, offset: int, whence: int) -> int:
         """SEEK_DATA and SEEK_HOLE, chunk-wise; past the end ENXIO."""

@@ -145,7 +145,7 @@ def test_unknown_call_is_enosys(served: Served) -> None:
 def test_silence_ends_at_the_deadline_and_closes_the_connection(served: Served) -> None:
     with ControlClient(served.server.path, 0.2) as client:
         start = time.monotonic()
-        with pytest.raises(MasterSilentError, match="did not answer 'wait' within 0.2 s"):
+        with pytest.raises(MasterSilentError, match=r"did not answer 'wait' within 0\.2 s"):
             client.call("wait")
         assert time.monotonic() - start < 5
         # The late answer must not be taken for that of another call.

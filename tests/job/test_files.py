@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import stat
 from collections.abc import Iterator
@@ -168,7 +169,8 @@ class TestContract:
         try:
             files.set_xattr(b"/a", b"user.x", b"\0\xff")
         except OSError as error:
-            assert error.errno == errno.ENOTSUP
+            if error.errno != errno.ENOTSUP:
+                raise
             pytest.skip("this place has no attributes")
         assert files.xattrs(b"/a") == {b"user.x": b"\0\xff"}
 
@@ -269,7 +271,7 @@ class TestService:
         assert [chunk["index"] for chunk in whole["chunks"]] == list(range(21))
         assert (whole["size"], whole["chunk_size"], whole["replicas"]) == (20 * CHUNK + 1, CHUNK, 1)
         workers = [chunk["workers"][0] for chunk in whole["chunks"]]
-        assert all((b - a) % 3 == 1 for a, b in zip(workers, workers[1:], strict=False))
+        assert all((b - a) % 3 == 1 for a, b in itertools.pairwise(workers))
         monkeypatch.setattr("mpifs.job.files.PAGE_ENTRIES", 4)
         assert files.layout(b"/a") == whole
 

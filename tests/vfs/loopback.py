@@ -83,10 +83,24 @@ class LoopbackVolume:
             service.should_stop, service.idle
         )
 
+    def crash(self) -> None:
+        """Ends as if every rank had been killed: nothing dirty is flushed or committed."""
+        assert self.vfs is not None
+        committer = self.vfs.committer
+        committer._quit.set()
+        committer._wake.set()
+        committer._thread.join(10)
+        self.index.abandon()
+        self._end()
+
     def close(self) -> None:
+        """Flushes, commits, and ends everything."""
         assert self.vfs is not None
         self.vfs.close()
         self.index.close()
+        self._end()
+
+    def _end(self) -> None:
         for rank in range(1, self.workers + 1):
             self.client.call(rank, Kind.STOP)
         for thread in self.threads:

@@ -1,0 +1,1 @@
+"""The master's metadata index in LMDB: group-committed, write-behind, one process."""

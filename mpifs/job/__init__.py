@@ -1,0 +1,1 @@
+"""Assembly of a job: configuration, launch, supervisor, master, worker, control socket."""

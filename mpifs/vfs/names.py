@@ -1,0 +1,212 @@
+"""Names: paths to inodes, and everything that makes, moves and removes a name."""
+
+from __future__ import annotations
+
+import errno
+import stat
+import time
+from collections.abc import Callable, Sequence
+
+from mpifs.core.errors import PosixError
+from mpifs.core.limits import SYMLINK_BYTES_MAX
+from mpifs.core.types import Caller
+from mpifs.index.index import Index
+from mpifs.index.inode import Inode
+from mpifs.vfs.aliases import Aliases, Name
+from mpifs.vfs.committer import Committer
+from mpifs.vfs.file_data import FileData
+from mpifs.vfs.handles import Handles
+from mpifs.vfs.hidden import HiddenFiles, is_hidden_name
+
+
+class Names:
+    """Operations on names.  `on_change(paths, handles)` drops the kernel's caches of other names of
+    a changed file; it is called with no lock held."""
+
+    def __init__(
+        self,
+        index: Index,
+        handles: Handles,
+        committer: Committer,
+        on_change: Callable[[list[bytes], list[int]], None],
+        *,
+        refuse_links: bool,
+    ) -> None:
+        self._on_change = on_change
+        self._index = index
+        self._handles = handles
+        self._committer = committer
+        self._refuse_links = refuse_links
+        self._hidden = HiddenFiles()
+        self._aliases = Aliases(self._drop_names)
+
+    def find(self, path: bytes | None, fh: int | None = None) -> Inode:
+        """The inode of a handle, else of a path."""
+        if fh is not None:
+            inode = self._handles.find(fh)
+            if inode is not None:
+                return inode
+        if path is None:
+            raise PosixError(errno.EBADF)
+        hidden = self._hidden.find(path)
+        if hidden is not None:
+            return hidden
+        return self._index.resolve(path)
+
+    def alias(self, path: bytes | None) -> Name | None:
+        if path is None or path == b"/":
+            return None
+        try:
+            parent, name = self._index.resolve_parent(path)
+        except OSError:
+            return None
+        return parent.ino, name
+
+    def seen(self, inode: Inode, alias: Name | None) -> None:
+        """The kernel is shown a file under a name: remember names of files that have several."""
+        if inode.nlink > 1 and alias is not None and not stat.S_ISDIR(inode.mode):
+            self._aliases.saw(inode.ino, alias)
+
+    def changed(self, inode: Inode, alias: Name | None) -> None:
+        """A file has changed through `alias`; its other names must not show old state."""
+        if self._aliases:
+            names = self._aliases.others(inode.ino, alias)
+            if names:
+                data = inode.data
+                handles = list(data.handles) if isinstance(data, FileData) else []
+                self._drop_names(names, handles)
+
+    def _drop_names(self, names: list[Name], handles: Sequence[int] = ()) -> None:
+        paths = []
+        for parent, name in names:
+            folder = self._index.path_of(parent)
+            paths.append(folder.rstrip(b"/") + b"/" + name)
+        self._on_change(paths, list(handles))
+
+    def is_shared(self, inode: Inode) -> bool:
+        """Whether the kernel may know the file by several names, now or a while ago."""
+        return inode.nlink > 1 or bool(self._aliases.others(inode.ino, None))
+
+    def make(
+        self,
+        path: bytes,
+        mode: int,
+        caller: Caller,
+        rdev: int = 0,
+        target: bytes = b"",
+    ) -> tuple[Inode, Name]:
+        parent, name = self._index.resolve_parent(path)
+        inode = self._index.create(
+            parent,
+            name,
+            mode,
+            caller.uid,
+            caller.gid,
+            rdev=rdev,
+            target=target,
+            now_ns=time.time_ns(),
+        )
+        self._committer.kick()
+        return inode, (parent.ino, name)
+
+    def mknod(self, path: bytes, mode: int, rdev: int, caller: Caller) -> None:
+        """mknod(2)."""
+        if not stat.S_IFMT(mode):
+            mode |= stat.S_IFREG
+        self.make(path, mode, caller, rdev)
+
+    def mkdir(self, path: bytes, mode: int, caller: Caller) -> None:
+        """mkdir(2)."""
+        self.make(path, stat.S_IFDIR | stat.S_IMODE(mode), caller)
+
+    def symlink(self, target: bytes, path: bytes, caller: Caller) -> None:
+        """symlink(2)."""
+        if not target:
+            raise PosixError(errno.ENOENT)
+        if len(target) > SYMLINK_BYTES_MAX:
+            raise PosixError(errno.ENAMETOOLONG)
+        self.make(path, stat.S_IFLNK | 0o777, caller, target=target)
+
+    def readlink(self, path: bytes) -> bytes:
+        """readlink(2)."""
+        inode = self.find(path)
+        if not stat.S_ISLNK(inode.mode):
+            raise PosixError(errno.EINVAL)
+        return inode.target
+
+    def link(self, source: bytes, path: bytes) -> None:
+        """link(2)."""
+        if self._refuse_links:
+            raise PosixError(errno.EPERM, "no hard links with -o writeback: writes would be lost")
+        inode = self.find(source)
+        parent, name = self._index.resolve_parent(path)
+        old = self.alias(source)
+        self._index.link(inode, parent, name, time.time_ns())
+        self._committer.kick()
+        new = (parent.ino, name)
+        self._aliases.saw(inode.ino, *([old, new] if old else [new]))
+        self.changed(inode, new)
+
+    def unlink(self, path: bytes) -> None:
+        """unlink(2); also libfuse's farewell to a removed open file."""
+        if self._hidden.remove(path) is not None:
+            return
+        parent, name = self._index.resolve_parent(path)
+        self._unlink(parent, name)
+
+    def _unlink(self, parent: Inode, name: bytes) -> Inode:
+        inode = self._index.unlink(parent, name, time.time_ns())
+        self._committer.kick()
+        if self._aliases:
+            self._aliases.gone(inode.ino, (parent.ino, name))
+            self.changed(inode, None)
+        return inode
+
+    def rmdir(self, path: bytes) -> None:
+        """rmdir(2)."""
+        if path == b"/":
+            raise PosixError(errno.EBUSY)
+        parent, name = self._index.resolve_parent(path)
+        self._index.rmdir(parent, name, time.time_ns())
+        self._committer.kick()
+
+    def rename(self, old: bytes, new: bytes, flags: int = 0) -> None:
+        """renameat2(2) with NOREPLACE and EXCHANGE."""
+        parent, name = self._index.resolve_parent(old)
+        if is_hidden_name(new) and not flags and self._hide(parent, name, new):
+            return
+        new_parent, new_name = self._index.resolve_parent(new)
+        with self._committer.rename_gate:
+            with self._index.lock:
+                ino = self._index.lookup(parent.ino, name)
+                moved = self._index.inode(ino) if ino else None
+                replaced = self._index.rename(
+                    parent, name, new_parent, new_name, flags, time.time_ns()
+                )
+            data = moved.data if moved is not None else None
+            self._committer.renamed_over(data if isinstance(data, FileData) else None)
+        self._committer.kick()
+        if self._aliases and moved is not None:
+            self._rename_aliases(moved, replaced, (parent.ino, name), (new_parent.ino, new_name))
+
+    def _rename_aliases(self, moved: Inode, replaced: Inode | None, old: Name, new: Name) -> None:
+        if replaced is not None and replaced is not moved:
+            self._aliases.gone(replaced.ino, new)
+            self.changed(replaced, None)
+        self._aliases.moved(moved.ino, old, new)
+        self.changed(moved, new)
+
+    def _hide(self, parent: Inode, name: bytes, hidden: bytes) -> bool:
+        """Takes libfuse's rename of an open file as the unlink that it stands for."""
+        ino = self._index.lookup(parent.ino, name)
+        if not ino:
+            return False
+        inode = self._index.inode(ino)
+        data = inode.data
+        if not isinstance(data, FileData) or not data.handles:
+            return False
+        with self._committer.rename_gate:
+            self._hidden.add(hidden, inode)
+            self._unlink(parent, name)
+            self._committer.hold_for_rename()
+        return True

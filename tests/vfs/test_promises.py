@@ -1,0 +1,201 @@
+"""What DESIGN section 5 promises, over the loopback transport (the mount suites show it for real)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import lmdb
+import pytest
+
+from mpifs.core.types import Caller
+from mpifs.vfs.facade import Vfs
+from tests.vfs.loopback import LoopbackVolume
+
+ME = Caller(0, 0)
+CHUNK = 64 * 1024
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Iterator[LoopbackVolume]:
+    made = LoopbackVolume(tmp_path / "volume", workers=3, chunk_size=CHUNK)
+    yield made
+    if made.vfs is not None:
+        made.close()
+
+
+def put(vfs: Vfs, path: bytes, content: bytes, sync: bool = False) -> None:
+    try:
+        fh = vfs.open(path, os.O_WRONLY | os.O_TRUNC).fh
+    except OSError as error:
+        assert error.errno == errno.ENOENT
+        fh = vfs.create(path, 0o644, os.O_WRONLY, ME).fh
+    vfs.write(fh, memoryview(content), 0)
+    if sync:
+        vfs.fsync(fh)
+    vfs.flush(fh)
+    vfs.release(fh)
+
+
+def get(vfs: Vfs, path: bytes) -> bytes:
+    fh = vfs.open(path, os.O_RDONLY).fh
+    into = bytearray(vfs.getattr(path).size)
+    assert vfs.read(fh, memoryview(into), 0) == len(into)
+    vfs.release(fh)
+    return bytes(into)
+
+
+OLD = b"old" * 50_000
+NEW = b"newer" * 60_000
+
+
+def test_rename_over_is_whole_without_fsync(volume: LoopbackVolume) -> None:
+    """Whatever commit comes first after the rename, the name shows all of the new file."""
+    vfs = volume.open()
+    put(vfs, b"/name", OLD, sync=True)
+    put(vfs, b"/temporary", NEW)
+    vfs.rename(b"/temporary", b"/name")
+    vfs.committer.commit()
+    volume.crash()
+    vfs = volume.open()
+    assert get(vfs, b"/name") == NEW
+    with pytest.raises(OSError, match="No such file"):
+        vfs.getattr(b"/temporary")
+
+
+def test_rename_over_an_open_file_is_never_half_done(volume: LoopbackVolume) -> None:
+    """libfuse renames the open target away first; no commit may come between the two."""
+    vfs = volume.open()
+    put(vfs, b"/name", OLD, sync=True)
+    put(vfs, b"/temporary", NEW)
+    fh = vfs.open(b"/name", os.O_RDONLY).fh
+    vfs.rename(b"/name", b"/.fuse_hidden0123456789abcdef")
+    vfs.rename(b"/temporary", b"/name")
+    into = bytearray(len(OLD))
+    assert vfs.read(fh, memoryview(into), 0) == len(OLD)
+    assert bytes(into) == OLD
+    vfs.committer.commit()
+    volume.crash()
+    vfs = volume.open()
+    assert get(vfs, b"/name") == NEW
+
+
+def test_closed_file_survives_after_the_commit_interval(volume: LoopbackVolume) -> None:
+    vfs = volume.open()
+    put(vfs, b"/closed", NEW)
+    time.sleep(0.6)
+    volume.crash()
+    assert get(volume.open(), b"/closed") == NEW
+
+
+def test_fsynced_file_survives_at_once(volume: LoopbackVolume) -> None:
+    vfs = volume.open()
+    fh = vfs.create(b"/synced", 0o600, os.O_WRONLY, ME).fh
+    vfs.write(fh, memoryview(NEW), 123)
+    vfs.fsync(fh)
+    volume.crash()
+    assert get(volume.open(), b"/synced") == bytes(123) + NEW
+
+
+def test_growing_file_never_shows_a_gap_after_a_crash(volume: LoopbackVolume) -> None:
+    """Every prefix that a commit shows is what was written, however the chunks overtook."""
+    vfs = volume.open()
+    fh = vfs.create(b"/log", 0o600, os.O_WRONLY, ME).fh
+    piece = bytes(range(1, 256)) * 100
+    for n in range(40):
+        vfs.write(fh, memoryview(piece), n * len(piece))
+        if n % 7 == 3:
+            vfs.committer.commit()
+    vfs.committer.commit()
+    volume.crash()
+    found = get(volume.open(), b"/log")
+    assert found == (piece * 40)[: len(found)]
+
+
+def test_old_chunks_go_when_nothing_names_them(volume: LoopbackVolume) -> None:
+    vfs = volume.open()
+    for _ in range(4):
+        put(vfs, b"/again", os.urandom(3 * CHUNK), sync=True)
+    put(vfs, b"/gone", os.urandom(5 * CHUNK), sync=True)
+    vfs.unlink(b"/gone")
+    volume.close()
+    keys = []
+    for store in range(1, 4):
+        with lmdb.open(str(volume.folder / f"worker-{store}" / "large"), max_dbs=8) as env:
+            chunks = env.open_db(b"chunks", create=False)
+            with env.begin(chunks) as transaction:
+                keys += list(transaction.cursor().iternext(values=False))
+    assert len(keys) == 3
+
+
+def damage(volume: LoopbackVolume, store: int, content: bytes) -> None:
+    """Flips one bit of a payload in a store's file."""
+    path = volume.folder / f"worker-{store}" / "large" / "data.mdb"
+    data = bytearray(path.read_bytes())
+    at = data.find(content)
+    assert at >= 0
+    data[at + 100] ^= 4
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_flipped_bit_is_never_handed_out(
+    tmp_path: Path, replicas: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    volume = LoopbackVolume(
+        tmp_path / "volume", workers=3, chunk_size=CHUNK, replicas=replicas
+    )
+    vfs = volume.open()
+    content = os.urandom(CHUNK)
+    put(vfs, b"/hurt", content, sync=True)
+    put(vfs, b"/sound", content[::-1], sync=True)
+    workers = vfs.layout(b"/hurt")["chunks"][0]["workers"]  # type: ignore[index]
+    assert len(workers) == replicas
+    volume.close()
+    damage(volume, workers[0], content)
+    vfs = volume.open()
+    for _ in range(3):
+        vfs.reader.cache.forget(vfs.getattr(b"/hurt").ino)
+        if replicas == 2:
+            assert get(vfs, b"/hurt") == content
+        else:
+            with pytest.raises(OSError) as failure:
+                get(vfs, b"/hurt")
+            assert failure.value.errno == errno.EIO
+    assert get(vfs, b"/sound") == content[::-1]
+    assert f"/hurt: chunk 0 (generation 1) on worker {workers[0]}" in caplog.text
+    volume.close()
+
+
+def test_sparse_and_truncated_parts_read_as_zeros(volume: LoopbackVolume) -> None:
+    vfs = volume.open()
+    put(vfs, b"/f", b"x" * (2 * CHUNK + 100), sync=True)
+    vfs.truncate(b"/f", CHUNK + 10)
+    vfs.truncate(b"/f", 3 * CHUNK)
+    assert get(vfs, b"/f") == b"x" * (CHUNK + 10) + bytes(2 * CHUNK - 10)
+    volume.close()
+    vfs = volume.open()
+    assert get(vfs, b"/f") == b"x" * (CHUNK + 10) + bytes(2 * CHUNK - 10)
+
+
+def test_errors_of_background_writes_come_once(volume: LoopbackVolume) -> None:
+    """A store that refuses: the error comes with close, the file keeps its last durable state."""
+    vfs = volume.open()
+    put(vfs, b"/f", OLD, sync=True)
+    fh = vfs.open(b"/f", os.O_WRONLY).fh
+    gather = vfs.writeback._scatter
+    rank_of, gather._rank_of = gather._rank_of, lambda store: (_ for _ in ()).throw(
+        OSError(errno.ENOSPC, "full")
+    )
+    vfs.write(fh, memoryview(NEW), 0)
+    with pytest.raises(OSError) as failure:
+        vfs.fsync(fh)
+    assert failure.value.errno == errno.ENOSPC
+    gather._rank_of = rank_of
+    vfs.fsync(fh)
+    vfs.flush(fh)
+    vfs.release(fh)
+    assert get(vfs, b"/f") == OLD
