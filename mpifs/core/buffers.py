@@ -9,8 +9,8 @@ from __future__ import annotations
 class BufferPool:
     """Hands out bytearrays in power-of-two classes (plus `extra` bytes) and takes them back.
 
-    A buffer's content is whatever it held before.  The pool keeps at most `kept_bytes` per class;
-    the caller must not touch a buffer after giving it back.
+    A buffer's content is whatever it held before.  The pool keeps about `kept_bytes` in all; the
+    caller must not touch a buffer after giving it back.
     """
 
     def __init__(self, extra: int, kept_bytes: int) -> None:
@@ -29,6 +29,6 @@ class BufferPool:
     def give(self, buffer: bytearray) -> None:
         """Takes a buffer of `take` back."""
         capacity = len(buffer) - self._extra
-        kept = self._free.setdefault(capacity, [])
-        if len(kept) * capacity < self._kept_bytes:
-            kept.append(buffer)
+        kept = sum(size * len(free) for size, free in list(self._free.items()))
+        if kept + capacity <= self._kept_bytes:
+            self._free.setdefault(capacity, []).append(buffer)

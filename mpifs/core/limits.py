@@ -43,6 +43,7 @@ FINALIZE_TIMEOUT_S = 5.0  # MPI_Finalize can hang after a death (PITFALLS 9); th
 INVALIDATE_TIMEOUT_S = 0.25  # kernel cache invalidation of another name of a file.
 MASTER_SILENCE_S = 15.0  # a worker that hears nothing from rank 0 for so long ends itself.
 HEARTBEAT_S = 1.0
+UNUSED_JOB_S = 10.0  # a job without a mount whose command was killed ends itself after this.
 
 # Polling.
 SPIN_S = 100e-6  # spin this long after traffic: a round trip takes 7-30 µs, a sleep costs 60.
@@ -53,7 +54,7 @@ NO_BELL_QUIET_SLEEP_S = 0.005  # the idle CPU stays under 0.5 % of a core.
 SEND_PROGRESS_S = 0.0003  # while own long messages are under way nobody sleeps longer than this.
 SERVER_BATCH_COUNT = 32  # requests a service loop takes before it looks at its sends again.
 RECEIVES_MAX = 64  # request bodies a service loop receives at once.
-RECEIVE_BYTES_MAX = 256 * MIB  # bodies of unanswered requests in a service; more wait at the sender.
+RECEIVE_BYTES_MAX = 256 * MIB  # unanswered request bodies in a service; more wait outside.
 
 # Memory of rank 0.
 DIRTY_BYTES_MAX = 64 * MIB  # write-back buffers, in flight included; writers wait above it.
@@ -69,7 +70,9 @@ ALIAS_MAX = 65_536  # names of hard-linked files the kernel may have cached.
 COMMIT_INTERVAL_S = 0.1  # -o commit=: a closed file survives the death of every rank after this.
 DIRTY_AGE_MAX_S = 1.0  # an open file's dirty chunk is flushed after this at the latest.
 INFLIGHT_CHUNKS_MAX = 16  # large chunks on their way at once, over all workers.
-READAHEAD_CHUNKS_MAX = 4  # chunks fetched ahead of one sequential reader.
+READAHEAD_BYTES_MAX = 4 * MIB  # fetched ahead of one sequential reader, at least one chunk,
+READAHEAD_CHUNKS_MAX = 64  # and at most so many.
+READAHEAD_THREADS = 4  # fetches ahead at once, one per worker of a small volume.
 
 # Group commit of a store.
 COMMIT_OPERATIONS_MAX = 64  # puts and deletes taken into one LMDB transaction.

@@ -39,7 +39,7 @@ class Kind(IntEnum):
     HELLO = 1
     """Control: who are you?  → HelloReply."""
     SERVE = 2
-    """Control: Serve (which store to open, or make) → ServeReply."""
+    """Control: Serve (which store to open, or make) → StoreStats."""
     PING = 3
     """Control: empty → empty; the heartbeat."""
     STATS = 4

@@ -42,7 +42,9 @@ class Gather:
 
         Tries the replicas in turn, starting with another one each time so that they share the
         load.  After a failure a late reply may still arrive in `into`, so the next try gets a
-        buffer of its own: the view returned says (`.obj`) where the bytes are.  Raises DamageError when none of them has the chunk as the index knows it.
+        buffer of its own: the view returned says (`.obj`) where the bytes are.
+
+        Raises DamageError when none of the stores has the chunk as the index knows it.
         Requires: len(into) >= 64 + ref.length.
         """
         stores = ref.stores

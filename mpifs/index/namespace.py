@@ -48,14 +48,8 @@ class Namespace(Names):
         and replicas are the parent's.  Raises PosixError: EEXIST, ENOENT (parent removed, empty
         target), ENOTDIR, EMLINK, ENAMETOOLONG, EINVAL; FullError (no numbers left).
         """
-        kind = S_IFMT(mode)
-        if not kind:
-            mode |= S_IFREG
-        elif kind not in _TYPES:
-            raise PosixError(errno.EINVAL, "unknown type of file")
-        is_directory = kind == S_IFDIR
-        if kind == S_IFLNK and not 0 < len(target) <= limits.SYMLINK_BYTES_MAX:
-            raise PosixError(errno.ENAMETOOLONG if target else errno.ENOENT)
+        mode = _checked_mode(mode, target)
+        is_directory = S_IFMT(mode) == S_IFDIR
         with self.lock:
             self._check_new(parent, name)
             if parent.mode & S_ISGID:
@@ -308,3 +302,15 @@ def _check_move(
             raise PosixError(errno.ENOTEMPTY)
     elif gains and new_parent.nlink >= limits.LINKS_MAX:
         raise PosixError(errno.EMLINK)
+
+
+def _checked_mode(mode: int, target: bytes) -> int:
+    """The mode with a type; a regular file's if none is given."""
+    kind = S_IFMT(mode)
+    if not kind:
+        return mode | S_IFREG
+    if kind not in _TYPES:
+        raise PosixError(errno.EINVAL, "unknown type of file")
+    if kind == S_IFLNK and not 0 < len(target) <= limits.SYMLINK_BYTES_MAX:
+        raise PosixError(errno.ENAMETOOLONG if target else errno.ENOENT)
+    return mode

@@ -10,7 +10,8 @@ from mpifs.core.limits import (
     CACHE_BYTES_MAX,
     COMMIT_INTERVAL_S,
     DIRTY_BYTES_MAX,
-    READAHEAD_CHUNKS_MAX,
+    READAHEAD_BYTES_MAX,
+    READAHEAD_THREADS,
 )
 from mpifs.core.types import ChunkKey
 from mpifs.data.gather import Gather
@@ -72,7 +73,8 @@ def build_vfs(
     scatter = Scatter(endpoint, client, rank_of, kind, space.told)
     gather = Gather(client, rank_of, kind, on_damage)
     cache = ChunkCache(gather.fetch, options.cache_bytes_max)
-    reader = Reader(index, cache, READAHEAD_CHUNKS_MAX)
+    ahead = min(READAHEAD_BYTES_MAX, options.cache_bytes_max // 8)
+    reader = Reader(index, cache, READAHEAD_THREADS, ahead)
     committer = Committer(index, Reclaim(client, rank_of, space.told), options.commit_interval_s)
     stores = [entry.store for entry in index.stores()]
     writeback = WriteBack(

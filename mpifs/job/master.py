@@ -14,11 +14,12 @@ import errno
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 from mpifs.core.errors import PosixError
-from mpifs.core.limits import REQUEST_TIMEOUT_S, STOP_TIMEOUT_S
+from mpifs.core.limits import REQUEST_TIMEOUT_S, STOP_TIMEOUT_S, UNUSED_JOB_S
 from mpifs.core.types import StoreEntry, StoreState
 from mpifs.fuse import kernel_mounts
 from mpifs.fuse.mount import FuseMount
@@ -107,6 +108,19 @@ class Master:
             mount.start()
             self._mount = mount
             threading.Thread(target=self._await_unmount, name="unmount", daemon=True).start()
+        else:
+            watch = threading.Thread(target=self._await_clients, args=(control,), daemon=True)
+            watch.start()
+
+    def _await_clients(self, control: ControlServer) -> None:
+        """A job without a mount lives for one command; it must not outlive a killed one."""
+        seen = time.monotonic()
+        while not self._stop.wait(1.0):
+            if control.client_count:
+                seen = time.monotonic()
+            elif time.monotonic() - seen > UNUSED_JOB_S:
+                log.warning("no command has been here for %.0f s: ending", UNUSED_JOB_S)
+                self._stop.set()
 
     def _roster(self) -> list[dict[str, Any]]:
         return [

@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 
-from mpifs.core.errors import MpifsError
+from mpifs.core.errors import FullError, MpifsError
 from mpifs.core.limits import BATCH_COUNT_MAX, DIRTY_AGE_MAX_S
 from mpifs.data.reclaim import Reclaim
 from mpifs.index.batch import Batch
@@ -140,6 +140,11 @@ class Committer:
         """sync(2): everything durable."""
         self.flush_all()
         self.commit()
+
+    def check_room(self) -> None:
+        """Raises the index's full disk: what is not committed must not grow without bound."""
+        if isinstance(self.error, FullError):
+            raise self.error
 
     def make_room(self, is_full: bool) -> None:
         """Write-back is at its bound (`is_full` false), or the stores are."""

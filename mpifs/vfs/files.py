@@ -126,6 +126,7 @@ class Files:
         assert isinstance(data, FileData)
         if data.error is not None:
             raise data.error
+        self._committer.check_room()
         self._writeback.admit(size)
         with data.lock:
             if handle.flags & os.O_APPEND and inode.nlink > 1:

@@ -95,6 +95,7 @@ class Names:
         rdev: int = 0,
         target: bytes = b"",
     ) -> tuple[Inode, Name]:
+        self._committer.check_room()
         parent, name = self._index.resolve_parent(path)
         inode = self._index.create(
             parent,

@@ -28,10 +28,11 @@ def copy_zeros(into: memoryview) -> None:
 class Reader:
     """Reads of any file; any thread.  Takes FileData.lock only to copy from dirty buffers."""
 
-    def __init__(self, index: Index, cache: ChunkCache, threads: int) -> None:
+    def __init__(self, index: Index, cache: ChunkCache, threads: int, ahead_bytes: int) -> None:
+        self._ahead_bytes = ahead_bytes
         self._index = index
         self.cache = cache
-        self._queue: deque[tuple[ChunkKey, ChunkRef]] = deque(maxlen=64)
+        self._queue: deque[tuple[ChunkKey, ChunkRef]] = deque(maxlen=256)
         self._wanted = threading.Semaphore(0)
         self._is_closing = False
         self._threads = [
@@ -131,7 +132,8 @@ class Reader:
         if handle.read_streak < 2 or end >= size:
             return
         chunk_size = handle.inode.chunk_size
-        last = min((size - 1) // chunk_size, end // chunk_size + READAHEAD_CHUNKS_MAX)
+        window = min(max(1, self._ahead_bytes // chunk_size), READAHEAD_CHUNKS_MAX)
+        last = min((size - 1) // chunk_size, end // chunk_size + window)
         first = max(end // chunk_size + 1, handle.ahead + 1)
         for chunk in range(first, last + 1):
             handle.ahead = chunk

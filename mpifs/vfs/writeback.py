@@ -31,6 +31,7 @@ from mpifs.vfs.reader import Reader
 log = logging.getLogger(__name__)
 
 _SMALLEST_BUFFER = 4096
+_GROWTH = 16  # each growth copies the buffer: few, large steps.
 
 
 class WriteBack:
@@ -126,12 +127,15 @@ class WriteBack:
         end = offset + len(source)
         if offset > inode.size:
             self.extend(data)
+        full = []
         for extent in extents(offset, len(source), chunk_size):
             buffer = self._open_buffer(data, extent.chunk, extent.start, extent.length)
             buffer.write(extent.start, source[extent.position : extent.position + extent.length])
             inode.size = max(inode.size, min(end, extent.chunk * chunk_size + buffer.length))
             if buffer.written == [(0, chunk_size)]:
-                self.submit(data, [buffer])
+                full.append(buffer)
+        if full:
+            self.submit(data, full)
 
     def extend(self, data: FileData) -> None:
         """The file is about to grow past its end: bytes of the last stored chunk beyond the old
@@ -225,11 +229,10 @@ class WriteBack:
     @staticmethod
     def _capacity(inode: Inode, end: int) -> int:
         """Small files get small buffers; a growing one soon gets a whole chunk's."""
-        if end <= _SMALLEST_BUFFER:
-            return min(_SMALLEST_BUFFER, inode.chunk_size)
-        if end <= _SMALLEST_BUFFER * 16:
-            return min(_SMALLEST_BUFFER * 16, inode.chunk_size)
-        return inode.chunk_size
+        size = _SMALLEST_BUFFER
+        while size < end:
+            size *= _GROWTH
+        return min(size, inode.chunk_size)
 
     def _take(self, size: int) -> bytearray:
         buffer = self._pool.take(size)

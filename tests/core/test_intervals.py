@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,7 +20,7 @@ def test_against_a_set(pairs: list[tuple[int, int]], limit: int, end: int) -> No
         intervals.add(mine, start, stop)
         model |= set(range(start, stop))
         assert mine == sorted(mine)
-        assert all(a[1] < b[0] for a, b in zip(mine, mine[1:], strict=False))
+        assert all(a[1] < b[0] for a, b in pairwise(mine))
     assert {n for a, b in mine for n in range(a, b)} == model
     assert {n for a, b in intervals.gaps(mine, end) for n in range(a, b)} == set(range(end)) - model
     assert intervals.covers(mine, limit, end) == (set(range(limit, end)) <= model)

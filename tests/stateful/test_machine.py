@@ -34,7 +34,7 @@ from tests.mount.helpers import EXCHANGE, KEEP_SIZE, NOREPLACE, PUNCH_HOLE, ZERO
 from tests.stateful.drivers import Driver, FolderDriver
 
 SEED = int(os.environ.get("MPIFS_TEST_SEED", "20"))
-EXAMPLES = int(os.environ.get("MPIFS_TEST_EXAMPLES", "120"))
+EXAMPLES = int(os.environ.get("MPIFS_TEST_EXAMPLES", "80"))
 UNIT = 16 * 1024
 LARGEST = 12 * UNIT
 
@@ -236,9 +236,9 @@ class Machine(RuleBasedStateMachine):
     def compare(self) -> None:
         assert snapshot(self.real) == snapshot(self.model)
 
-    @rule(dice=st.integers(0, 7))
+    @rule(dice=st.integers(0, 15))
     def remount(self, dice: int) -> None:
-        if dice == 7 or not isinstance(self.real, FolderDriver):  # a real one takes seconds
+        if dice == 15 or not isinstance(self.real, FolderDriver):  # a real one takes seconds
             self._remount()
 
     def _remount(self) -> None:
@@ -370,4 +370,4 @@ def test_vfs_over_loopback_agrees_with_local_folder(tmp_path: Path) -> None:
 
         return VfsDriver(volume.open(), reopen), FolderDriver(model), clean
 
-    run_machine(pair, examples=EXAMPLES // 3)
+    run_machine(pair, examples=EXAMPLES // 2)
