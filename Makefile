@@ -28,7 +28,7 @@ check: setup
 	@$(BIN)/python tools/check_house.py
 
 soak: setup
-	@$(BIN)/python tools/soak.py
+	@$(BIN)/python tools/soak.py --minutes 10
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

@@ -69,7 +69,9 @@ ALIAS_MAX = 65_536  # names of hard-linked files the kernel may have cached.
 # Write-back and commit.
 COMMIT_INTERVAL_S = 0.1  # -o commit=: a closed file survives the death of every rank after this.
 DIRTY_AGE_MAX_S = 1.0  # an open file's dirty chunk is flushed after this at the latest.
-INFLIGHT_CHUNKS_MAX = 16  # large chunks on their way at once, over all workers.
+INFLIGHT_COUNT_MAX = 256  # PUTs on their way at once, over all workers,
+INFLIGHT_BYTES_MAX = 48 * MIB  # and their bytes: workers commit larger groups, syncs are shared.
+PACKED_BYTES_MAX = 256 * KIB  # chunks up to here are copied together into one PUT per store.
 READAHEAD_BYTES_MAX = 4 * MIB  # fetched ahead of one sequential reader, at least one chunk,
 READAHEAD_CHUNKS_MAX = 64  # and at most so many.
 READAHEAD_THREADS = 4  # fetches ahead at once, one per worker of a small volume.

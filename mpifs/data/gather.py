@@ -5,8 +5,8 @@ Never hands out a byte that was not checked against the index's checksum.
 
 from __future__ import annotations
 
-import itertools
 import logging
+import random
 from collections.abc import Callable
 
 from mpifs.core import image
@@ -35,21 +35,20 @@ class Gather:
         self._rank_of = rank_of
         self._sum = function_of(kind)
         self._on_damage = on_damage
-        self._turn = itertools.count()
 
     def fetch(self, key: ChunkKey, ref: ChunkRef, into: bytearray) -> memoryview:
         """The verified payload, a view of `into` behind its first 64 bytes.
 
-        Tries the replicas in turn, starting with another one each time so that they share the
-        load.  After a failure a late reply may still arrive in `into`, so the next try gets a
-        buffer of its own: the view returned says (`.obj`) where the bytes are.
+        Tries the replicas in turn, starting with any of them so that they share the load.  After
+        a failure a late reply may still arrive in `into`, so the next try gets a buffer of its
+        own: the view returned says (`.obj`) where the bytes are.
 
         Raises DamageError when none of the stores has the chunk as the index knows it.
         Requires: len(into) >= 64 + ref.length.
         """
         stores = ref.stores
         if len(stores) > 1:
-            first = next(self._turn) % len(stores)
+            first = random.randrange(len(stores))
             stores = stores[first:] + stores[:first]
         sentences = []
         for store in stores:

@@ -21,9 +21,10 @@ from mpifs.core.limits import (
     BATCH_BYTES_MAX,
     BATCH_COUNT_MAX,
     BELL_TIMEOUT_S,
-    INFLIGHT_CHUNKS_MAX,
+    INFLIGHT_BYTES_MAX,
+    INFLIGHT_COUNT_MAX,
+    PACKED_BYTES_MAX,
     REQUEST_TIMEOUT_S,
-    SMALL_VALUE_BYTES_MAX,
 )
 from mpifs.core.messages import Kind
 from mpifs.core.types import ChecksumKind, ChunkKey
@@ -81,6 +82,7 @@ class Scatter:
         self._queue: deque[Outgoing] = deque()
         self._under_way: list[tuple[Pending, int, list[Outgoing], bytearray | None]] = []
         self._bodies = BufferPool(0, BATCH_BYTES_MAX * 4)
+        self._bytes = 0
         self._address = b""
         self._is_ready = threading.Event()
         self._is_closing = False
@@ -118,10 +120,10 @@ class Scatter:
             bell.wait(0.0005 if self._under_way else BELL_TIMEOUT_S * 10)
 
     def _start_queued(self) -> bool:
-        if not self._queue or len(self._under_way) >= INFLIGHT_CHUNKS_MAX:
+        if not self._queue or not self._has_room():
             return False
         batches: dict[int, _Batch] = {}
-        while self._queue and len(self._under_way) < INFLIGHT_CHUNKS_MAX:
+        while self._queue and self._has_room():
             item = self._queue.popleft()
             item.checksum = self._sum(memoryview(item.buffer)[_ROOM : _ROOM + item.length])
             image.encode_header_into(
@@ -129,7 +131,7 @@ class Scatter:
             )
             item.waiting = len(item.stores)
             for store in item.stores:
-                if item.length > SMALL_VALUE_BYTES_MAX:
+                if item.length > PACKED_BYTES_MAX:
                     body = memoryview(item.buffer)[: _ROOM + item.length]
                     self._start(store, body, [item], None)
                 else:
@@ -137,6 +139,9 @@ class Scatter:
         for store, batch in batches.items():
             self._start_batch(store, batch)
         return True
+
+    def _has_room(self) -> bool:
+        return len(self._under_way) < INFLIGHT_COUNT_MAX and self._bytes < INFLIGHT_BYTES_MAX
 
     def _pack(self, batches: dict[int, _Batch], store: int, item: Outgoing) -> None:
         size = image.padded(_ROOM + item.length)
@@ -166,6 +171,7 @@ class Scatter:
             self._finish(store, items, error)
             return
         self._under_way.append((pending, store, items, owned))
+        self._bytes += sum(_ROOM + item.length for item in items)
 
     def _reap(self) -> bool:
         finished = [entry for entry in self._under_way if entry[0].poll()]
@@ -173,6 +179,7 @@ class Scatter:
             return False
         self._under_way = [entry for entry in self._under_way if entry not in finished]
         for pending, store, items, owned in finished:
+            self._bytes -= sum(_ROOM + item.length for item in items)
             error: OSError | None = None
             try:
                 self._on_free(store, pending.wait().header.free)

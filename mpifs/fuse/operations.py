@@ -168,7 +168,9 @@ class Operations:
         if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE):
             raise OSError(errno.EINVAL, "unsupported rename flags")
         self._serve(old)
-        self._vfs.rename(old, new, flags)
+        request = self._serving.request
+        is_replacing = request is not None and request.opcode in Request.RENAMES
+        self._vfs.rename(old, new, flags, is_replacing)
         self._files.renamed(old, new, bool(flags & RENAME_EXCHANGE))
 
     # Extended attributes

@@ -100,6 +100,7 @@ class Request:
     __slots__ = ("_buffer", "_channel", "_library", "_memory", "_pointer", "_session", "_size")
 
     GETATTR = 3
+    RENAMES = (12, 45)
     OPEN = 14
 
     def __init__(self, library: Any, session: int, channel: int | None, size: int) -> None:

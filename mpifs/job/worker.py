@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from mpifs.core.buffers import BufferPool
 from mpifs.core.image import IMAGE_HEADER_BYTES
-from mpifs.core.limits import FINALIZE_TIMEOUT_S, INFLIGHT_CHUNKS_MAX, MIB
+from mpifs.core.limits import FINALIZE_TIMEOUT_S, MIB
 from mpifs.job.signals import SignalGate
 from mpifs.store.service import StoreService
 from mpifs.transport.endpoint import Endpoint
 from mpifs.transport.server import Server
 
-_KEPT_BYTES = INFLIGHT_CHUNKS_MAX * MIB  # buffers of one size kept for reuse.
+_KEPT_BYTES = 32 * MIB  # buffers kept for reuse: what one group commit takes.
 
 
 def serve(volume: str, endpoint: Endpoint, gate: SignalGate) -> int:

@@ -23,8 +23,6 @@ from mpifs.vfs.writeback import WriteBack
 
 log = logging.getLogger(__name__)
 
-_HIDE_GRACE_S = 0.02  # libfuse's second rename follows its first within a few 100 µs.
-_HIDE_TRIES = 5  # then commit all the same: somebody removes open files without a pause.
 _CLEAN_ROUNDS = 64  # batches of garbage per tick, so that one tick stays short.
 
 
@@ -48,7 +46,6 @@ class Committer:
         self._clean_lock = threading.Lock()
         self.rename_gate = threading.Lock()
         self._barrier: dict[int, FileData] = {}
-        self._hidden_at = 0.0
         self._wake = threading.Event()
         self._quit = threading.Event()
         self._orphan = 0
@@ -62,21 +59,16 @@ class Committer:
         """Begins ticking."""
         self._writeback = writeback
         self._thread.start()
+        self.kick()  # what a crash has left is cleared now
 
     def kick(self) -> None:
         """Something is dirty: tick within half the commit interval."""
         self._wake.set()
 
-    def hold_for_rename(self) -> None:
-        """libfuse has hidden an open file: if that is the first half of a rename over it, no commit
-        may come between.  Requires: rename_gate is held."""
-        self._hidden_at = time.monotonic()
-
     def renamed_over(self, data: FileData | None) -> None:
-        """The second half has come; `data` (if it is dirty) goes behind the barrier.
+        """A file has a new name; `data` (if it is dirty) goes behind the barrier.
 
         Requires: rename_gate is held."""
-        self._hidden_at = 0.0
         if data is not None and data.has_unwritten:
             self._barrier[data.inode.ino] = data
 
@@ -87,16 +79,8 @@ class Committer:
             if self._committed > seals:
                 return  # another thread sealed after this call began, and has committed
             self._flush_barrier()
-            for _ in range(_HIDE_TRIES):
-                with self.rename_gate:
-                    pause = self._hidden_at + _HIDE_GRACE_S - time.monotonic()
-                    if pause <= 0:
-                        batch = self._seal()
-                        break
-                time.sleep(pause)
-            else:
-                with self.rename_gate:
-                    batch = self._seal()
+            with self.rename_gate:
+                batch = self._seal()
             if batch is not None:
                 self._index.commit(batch)
                 self.commits += 1
@@ -159,29 +143,31 @@ class Committer:
         self.commit()
 
     def clean_up(self) -> bool:
-        """Purges orphans and deletes committed garbage, a bounded part of it; True if some is
-        left that could go on now."""
+        """Purges removed files and deletes committed garbage, a bounded part of it.
+
+        True if anything was done: then commit, and there may be more to do.
+        """
         with self._clean_lock:
-            more = False
-            self._orphan = self._purge(self._orphan)
-            more = self._orphan != 0
+            purged = self._purge()
             garbage = self._index.garbage(BATCH_COUNT_MAX * 4)
-            if garbage:
-                gone = self._reclaim.delete(garbage)
+            gone = self._reclaim.delete(garbage) if garbage else []
+            if gone:
                 with self._index.lock:
                     self._index.forget_garbage(gone)
-                more = more or len(gone) == len(garbage)
-            return more
+            return bool(purged or gone)
 
-    def _purge(self, after: int) -> int:
-        """Reaps removed files that nobody has open; where to go on, 0 when all were seen."""
+    def _purge(self) -> bool:
+        """Reaps some removed files that nobody has open; False if there was none."""
+        reaped = False
         with self._index.lock:
-            listed = self._index.orphans(BATCH_COUNT_MAX, after)
+            listed = self._index.orphans(BATCH_COUNT_MAX, self._orphan)
             for ino in listed:
                 inode = self._index.inode(ino)
-                if not inode.pins and not self._index.reap(inode):
-                    return ino - 1
-        return listed[-1] if len(listed) == BATCH_COUNT_MAX else 0
+                if not inode.pins:
+                    self._index.reap(inode)
+                    reaped = True
+            self._orphan = listed[-1] if len(listed) == BATCH_COUNT_MAX and not reaped else 0
+        return reaped
 
     def _run(self) -> None:
         while not self._quit.is_set():

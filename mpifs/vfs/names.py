@@ -171,10 +171,16 @@ class Names:
         self._index.rmdir(parent, name, time.time_ns())
         self._committer.kick()
 
-    def rename(self, old: bytes, new: bytes, flags: int = 0) -> None:
-        """renameat2(2) with NOREPLACE and EXCHANGE."""
+    def rename(self, old: bytes, new: bytes, flags: int = 0, is_replacing: bool = False) -> None:
+        """renameat2(2) with NOREPLACE and EXCHANGE.
+
+        libfuse renames an open file that is to go to a hidden name.  If the user has asked for its
+        removal, that is the unlink.  If the user has asked for a rename over it (`is_replacing`),
+        the second rename follows at once and replaces it: until then it keeps its name, so that
+        the name is never missing.
+        """
         parent, name = self._index.resolve_parent(old)
-        if is_hidden_name(new) and not flags and self._hide(parent, name, new):
+        if is_hidden_name(new) and not flags and self._hide(parent, name, new, is_replacing):
             return
         new_parent, new_name = self._index.resolve_parent(new)
         with self._committer.rename_gate:
@@ -197,8 +203,8 @@ class Names:
         self._aliases.moved(moved.ino, old, new)
         self.changed(moved, new)
 
-    def _hide(self, parent: Inode, name: bytes, hidden: bytes) -> bool:
-        """Takes libfuse's rename of an open file as the unlink that it stands for."""
+    def _hide(self, parent: Inode, name: bytes, hidden: bytes, keeps_name: bool) -> bool:
+        """libfuse now calls an open file `hidden`; False if nobody has it open."""
         ino = self._index.lookup(parent.ino, name)
         if not ino:
             return False
@@ -206,8 +212,7 @@ class Names:
         data = inode.data
         if not isinstance(data, FileData) or not data.handles:
             return False
-        with self._committer.rename_gate:
-            self._hidden.add(hidden, inode)
+        self._hidden.add(hidden, inode)
+        if not keeps_name:
             self._unlink(parent, name)
-            self._committer.hold_for_rename()
         return True

@@ -1,3 +1,5 @@
+"""Volumes for the index tests: a fresh one on disk, opened and thrown away."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator

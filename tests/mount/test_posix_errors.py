@@ -30,7 +30,7 @@ from typing import Any
 
 import pytest
 
-from tests.mount.helpers import forked, libc, opened, put, raises, renameat2
+from tests.mount.calls import forked, libc, opened, put, raises, renameat2
 
 Call = Callable[[Path], Any]
 LONG = "n" * 256

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mount.helpers import (
+from tests.mount.calls import (
     forked,
     libc,
     needs_root,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mount.helpers import (
+from tests.mount.calls import (
     cold,
     forked,
     opened,

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.mount.helpers import (
+from tests.mount.calls import (
     UTIME_NOW,
     UTIME_OMIT,
     as_user,

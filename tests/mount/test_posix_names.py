@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mount.helpers import (
+from tests.mount.calls import (
     EXCHANGE,
     NOREPLACE,
     ODD_NAMES,

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.mount.helpers import (
+from tests.mount.calls import (
     cold,
     forked,
     opened,

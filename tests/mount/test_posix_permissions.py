@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.mount.helpers import (
+from tests.mount.calls import (
     NOBODY,
     as_user,
     needs_root,

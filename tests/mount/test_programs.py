@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mount.helpers import describe, forked, make_zoo, needs_root, opened, pattern, put, run
+from tests.mount.calls import describe, forked, make_zoo, needs_root, opened, pattern, put, run
 
 
 def need(program: str) -> None:

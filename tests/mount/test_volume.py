@@ -17,8 +17,7 @@ import lmdb
 import pytest
 import xxhash
 
-from tests.mount.harness import Volume, poll, refused
-from tests.mount.helpers import (
+from tests.mount.calls import (
     KEEP_SIZE,
     PUNCH_HOLE,
     describe,
@@ -30,6 +29,7 @@ from tests.mount.helpers import (
     put,
     raises,
 )
+from tests.mount.harness import Volume, poll, refused
 
 pytestmark = pytest.mark.limit(150)
 KEY = struct.Struct(">QQQ")

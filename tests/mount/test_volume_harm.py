@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.mount.harness import Volume, fuse_mounts, poll, refused
-from tests.mount.helpers import (
+from tests.mount.calls import (
     opened,
     pattern,
     put,
     raises,
     read_all,
 )
+from tests.mount.harness import Volume, fuse_mounts, poll, refused
 
 pytestmark = pytest.mark.limit(150)
 KIB = 1024

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from tests.mount.helpers import fallocate as sys_fallocate
-from tests.mount.helpers import renameat2
+from tests.mount.calls import fallocate as sys_fallocate
+from tests.mount.calls import renameat2
 
 
 class Facts(NamedTuple):

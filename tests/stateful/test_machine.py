@@ -30,7 +30,7 @@ from hypothesis.stateful import (
 )
 
 from tests.conftest import Shared, remove_tree
-from tests.mount.helpers import EXCHANGE, KEEP_SIZE, NOREPLACE, PUNCH_HOLE, ZERO_RANGE, pattern
+from tests.mount.calls import EXCHANGE, KEEP_SIZE, NOREPLACE, PUNCH_HOLE, ZERO_RANGE, pattern
 from tests.stateful.drivers import Driver, FolderDriver
 
 SEED = int(os.environ.get("MPIFS_TEST_SEED", "20"))
