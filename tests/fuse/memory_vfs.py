@@ -193,11 +193,12 @@ class MemoryVfs:
             del folder.entries[name]
             folder.nlink -= 1
 
-    def rename(self, old: bytes, new: bytes, flags: int = 0) -> None:
+    def rename(self, old: bytes, new: bytes, flags: int = 0, is_replacing: bool = False) -> None:
         if HIDDEN.search(new) and not flags:
             with self.lock:
                 self.hidden[new] = self.find(old)
-            self.unlink(old)
+            if not is_replacing:
+                self.unlink(old)
             return
         with self.lock:
             old_folder, old_name = self.place(old)
