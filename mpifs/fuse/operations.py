@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
+FS_IOC_GETFLAGS = 0x80086601
+FS_IOC_SETFLAGS = 0x40086602
+FS_IOC_FSGETXATTR = 0x801C581F
+_FSXATTR_BYTES = 28
 _NO_ID = 0xFFFFFFFF
 _TimePair = ctypes.c_long * 4
 
@@ -210,7 +214,29 @@ class Operations:
         """statvfs(3)."""
         write_space(self._vfs.statfs(), self._statvfs.from_address(buffer))
 
-    @staticmethod
-    def ioctl(*_: object) -> int:
-        """None is known; Python's open() asks for one each time."""
+    def ioctl(
+        self,
+        path: bytes | None,
+        command: int,
+        _argument: int | None,
+        info: int | None,
+        _flags: int,
+        data: int | None,
+    ) -> int:
+        """The inode flags of chattr(1); Python's open() asks for another one each time."""
+        command &= 0xFFFFFFFF
+        if command == FS_IOC_GETFLAGS and data:
+            flags = self._vfs.getflags(path, self._fh(info))
+            ctypes.c_uint32.from_address(data).value = flags
+            return 0
+        if command == FS_IOC_SETFLAGS and data:
+            fh = self._serve(path, info)
+            self._vfs.setflags(path, ctypes.c_uint32.from_address(data).value, fh)
+            return 0
+        if command == FS_IOC_FSGETXATTR and data:
+            # The kernel asks for a struct fsxattr before it sets flags.
+            flags = self._vfs.getflags(path, self._fh(info))
+            ctypes.memset(data, 0, _FSXATTR_BYTES)
+            ctypes.c_uint32.from_address(data).value = flags >> 1  # FS_XFLAG_* of both
+            return 0
         return -errno.ENOTTY

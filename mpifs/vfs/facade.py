@@ -18,6 +18,7 @@ from mpifs.core.types import TIME_NOW, Caller, SpaceUse, Stat
 from mpifs.data.scatter import Scatter
 from mpifs.index.index import Index
 from mpifs.index.inode import Inode
+from mpifs.vfs import protection
 from mpifs.vfs.committer import Committer
 from mpifs.vfs.directories import Directories
 from mpifs.vfs.files import Files, Opened, stat_of
@@ -98,6 +99,7 @@ class Vfs:
     ) -> None:
         """chmod(2)."""
         inode = self._names.find(path, fh)
+        protection.check_change(inode)
         with self.index.lock:
             inode.mode = stat.S_IFMT(inode.mode) | stat.S_IMODE(mode)
             inode.ctime_ns = time.time_ns()
@@ -113,6 +115,7 @@ class Vfs:
     ) -> None:
         """chown(2); -1 leaves an id.  Drops set-id bits of what is no folder, as Linux does."""
         inode = self._names.find(path, fh)
+        protection.check_change(inode)
         with self.index.lock:
             if uid != -1:
                 inode.uid = uid
@@ -133,6 +136,7 @@ class Vfs:
     ) -> None:
         """utimensat(2): ns, TIME_NOW, or None to leave."""
         inode = self._names.find(path, fh)
+        protection.check_change(inode)
         now = time.time_ns()
         with self.index.lock:
             if atime is not None:
@@ -151,6 +155,7 @@ class Vfs:
     ) -> None:
         """truncate(2), ftruncate(2)."""
         inode = self._names.find(path, fh)
+        protection.check_change(inode)
         self.files.truncate(inode, size, self._names.alias(path) if inode.nlink > 1 else None)
 
     # Names
@@ -199,6 +204,7 @@ class Vfs:
         if len(path) > PATH_BYTES_MAX * 2:
             raise PosixError(errno.ENAMETOOLONG)
         inode = self._names.find(path)
+        protection.check_open(inode, flags)
         alias = self._names.alias(path) or (inode.parent, inode.name)
         self._names.seen(inode, alias)
         return self.files.open(inode, flags, alias)
@@ -265,6 +271,7 @@ class Vfs:
     def setxattr(self, path: bytes, name: bytes, value: bytes, flags: int = 0) -> None:
         """setxattr(2)."""
         inode = self._names.find(path)
+        protection.check_change(inode)
         with self.index.lock:
             self._xattrs.set(inode, name, value, flags, time.time_ns())
         self._touched(inode, path)
@@ -280,8 +287,21 @@ class Vfs:
     def removexattr(self, path: bytes, name: bytes) -> None:
         """removexattr(2)."""
         inode = self._names.find(path)
+        protection.check_change(inode)
         with self.index.lock:
             self._xattrs.remove(inode, name, time.time_ns())
+        self._touched(inode, path)
+
+    def getflags(self, path: bytes | None, fh: int | None = None) -> int:
+        """FS_IOC_GETFLAGS: immutable and append-only."""
+        return protection.flags_of(self._names.find(path, fh))
+
+    def setflags(self, path: bytes | None, flags: int, fh: int | None = None) -> None:
+        """FS_IOC_SETFLAGS.  Raises EOPNOTSUPP for flags that mpifs does not have."""
+        inode = self._names.find(path, fh)
+        with self.index.lock:
+            protection.set_flags(inode, flags)
+            inode.ctime_ns = time.time_ns()
         self._touched(inode, path)
 
     # The volume

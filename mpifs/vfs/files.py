@@ -18,6 +18,7 @@ from mpifs.vfs.committer import Committer
 from mpifs.vfs.file_data import FileData
 from mpifs.vfs.handles import FileHandle, Handles
 from mpifs.vfs.names import Names
+from mpifs.vfs.protection import check_change
 from mpifs.vfs.reader import Reader
 from mpifs.vfs.writeback import WriteBack
 
@@ -166,6 +167,7 @@ class Files:
         if mode & _PUNCH_HOLE and not mode & _KEEP_SIZE:
             raise PosixError(errno.EOPNOTSUPP)
         inode = handle.inode
+        check_change(inode)
         end = offset + length
         if mode & (_PUNCH_HOLE | _ZERO_RANGE):
             self._writeback.admit(2 * inode.chunk_size)

@@ -17,6 +17,7 @@ from mpifs.vfs.committer import Committer
 from mpifs.vfs.file_data import FileData
 from mpifs.vfs.handles import Handles
 from mpifs.vfs.hidden import HiddenFiles, is_hidden_name
+from mpifs.vfs.protection import check_change, check_new_entry
 
 
 class Names:
@@ -97,6 +98,7 @@ class Names:
     ) -> tuple[Inode, Name]:
         self._committer.check_room()
         parent, name = self._index.resolve_parent(path)
+        check_new_entry(parent)
         inode = self._index.create(
             parent,
             name,
@@ -140,7 +142,9 @@ class Names:
         if self._refuse_links:
             raise PosixError(errno.EPERM, "no hard links with -o writeback: writes would be lost")
         inode = self.find(source)
+        check_change(inode)
         parent, name = self._index.resolve_parent(path)
+        check_new_entry(parent)
         old = self.alias(source)
         self._index.link(inode, parent, name, time.time_ns())
         self._committer.kick()
@@ -156,6 +160,7 @@ class Names:
         self._unlink(parent, name)
 
     def _unlink(self, parent: Inode, name: bytes) -> Inode:
+        self._check_removal(parent, name)
         inode = self._index.unlink(parent, name, time.time_ns())
         self._committer.kick()
         if self._aliases:
@@ -163,11 +168,19 @@ class Names:
             self.changed(inode, None)
         return inode
 
+    def _check_removal(self, parent: Inode, name: bytes) -> None:
+        """Raises EPERM if a name must stay: its file or its directory is protected."""
+        check_change(parent)
+        ino = self._index.lookup(parent.ino, name)
+        if ino:
+            check_change(self._index.inode(ino))
+
     def rmdir(self, path: bytes) -> None:
         """rmdir(2)."""
         if path == b"/":
             raise PosixError(errno.EBUSY)
         parent, name = self._index.resolve_parent(path)
+        self._check_removal(parent, name)
         self._index.rmdir(parent, name, time.time_ns())
         self._committer.kick()
 
@@ -183,6 +196,10 @@ class Names:
         if is_hidden_name(new) and not flags and self._hide(parent, name, new, is_replacing):
             return
         new_parent, new_name = self._index.resolve_parent(new)
+        self._check_removal(parent, name)
+        check_new_entry(new_parent)
+        if self._index.lookup(new_parent.ino, new_name):
+            self._check_removal(new_parent, new_name)
         with self._committer.rename_gate:
             with self._index.lock:
                 ino = self._index.lookup(parent.ino, name)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.mount.calls import (
     NOBODY,
@@ -15,6 +18,7 @@ from tests.mount.calls import (
     opened,
     outcome,
     put,
+    run,
 )
 
 OTHER = 1234
@@ -172,3 +176,52 @@ def test_chmod_outside_own_groups_drops_set_gid(here: Path) -> None:
     assert mode_of(here / "f") == 0o755
     as_user(os.chmod, here / "f", 0o2755, groups=(OTHER,))
     assert mode_of(here / "f") == 0o2755
+
+
+@needs_root
+def test_immutable_and_append_only(here: Path) -> None:
+    """chattr +i and +a: EPERM for what they forbid, until they are taken off."""
+    file, folder = here / "file", here / "folder"
+    spare = here / "spare"
+    spare.write_bytes(b"")
+    file.write_bytes(b"old")
+    folder.mkdir()
+    (folder / "inside").write_bytes(b"")
+    chattr = ["chattr", "+i", str(file)]
+    if subprocess.run(chattr, capture_output=True, check=False).returncode:
+        pytest.skip("chattr is not supported here")
+
+    def refused(*actions: Callable[[], object]) -> None:
+        for action in actions:
+            with pytest.raises(PermissionError):
+                action()
+
+    run("lsattr", file)
+    refused(
+        lambda: file.open("ab"),
+        lambda: os.truncate(file, 0),
+        file.unlink,
+        lambda: file.rename(here / "other"),
+        lambda: os.link(file, here / "other"),
+        lambda: os.utime(file, (1, 1)),
+        lambda: spare.rename(file),
+    )
+    assert file.read_bytes() == b"old"
+    run("chattr", "-i", file)
+    run("chattr", "+a", file)
+    with file.open("ab") as stream:
+        stream.write(b"new")
+    refused(lambda: file.open("wb"), lambda: os.truncate(file, 0), file.unlink)
+    run("chattr", "-a", file)
+    assert file.read_bytes() == b"oldnew"
+    file.unlink()
+    if subprocess.run(["chattr", "+i", str(folder)], capture_output=True, check=False).returncode:
+        return  # libfuse 2 passes no ioctl of a folder on
+    refused(
+        lambda: (folder / "new").write_bytes(b""),
+        (folder / "inside").unlink,
+        folder.rmdir,
+        lambda: folder.rename(here / "elsewhere"),
+    )
+    run("chattr", "-i", folder)
+    (folder / "new").write_bytes(b"")

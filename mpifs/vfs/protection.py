@@ -1,0 +1,57 @@
+"""Immutable and append-only files (chattr(1) +i and +a, ioctl_iflags(2)).
+
+The kernel knows these flags of its own file systems only; so the vfs refuses with EPERM what they
+forbid.  That only a privileged caller changes them is the kernel's check.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from mpifs.core.errors import PosixError
+from mpifs.core.records import FLAG_APPEND, FLAG_IMMUTABLE
+from mpifs.index.inode import Inode
+
+FS_IMMUTABLE = 0x10
+FS_APPEND = 0x20
+_EITHER = FLAG_IMMUTABLE | FLAG_APPEND
+
+
+def check_change(inode: Inode) -> None:
+    """Before attributes, links or the size of an inode change, or it loses a name."""
+    if inode.flags & _EITHER:
+        raise PosixError(errno.EPERM)
+
+
+def check_new_entry(parent: Inode) -> None:
+    """Before a name is made in a directory."""
+    if parent.flags & FLAG_IMMUTABLE:
+        raise PosixError(errno.EPERM)
+
+
+def check_open(inode: Inode, flags: int) -> None:
+    """Before a file is opened: for writing it must not be immutable, and an append-only one takes
+    only O_APPEND without O_TRUNC."""
+    if not inode.flags & _EITHER:
+        return
+    writes = flags & os.O_ACCMODE != os.O_RDONLY
+    if inode.flags & FLAG_IMMUTABLE and (writes or flags & os.O_TRUNC):
+        raise PosixError(errno.EPERM)
+    if flags & os.O_TRUNC or (writes and not flags & os.O_APPEND):
+        raise PosixError(errno.EPERM)
+
+
+def flags_of(inode: Inode) -> int:
+    """The flags as FS_IOC_GETFLAGS gives them."""
+    shown = FS_IMMUTABLE if inode.flags & FLAG_IMMUTABLE else 0
+    return shown | (FS_APPEND if inode.flags & FLAG_APPEND else 0)
+
+
+def set_flags(inode: Inode, flags: int) -> None:
+    """FS_IOC_SETFLAGS.  Raises EOPNOTSUPP for any other flag.  Requires: index.lock is held."""
+    if flags & ~(FS_IMMUTABLE | FS_APPEND):
+        raise PosixError(errno.EOPNOTSUPP)
+    inode.flags &= ~_EITHER
+    inode.flags |= FLAG_IMMUTABLE if flags & FS_IMMUTABLE else 0
+    inode.flags |= FLAG_APPEND if flags & FS_APPEND else 0
