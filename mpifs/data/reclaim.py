@@ -22,24 +22,29 @@ class Reclaim:
         self,
         client: Client,
         rank_of: Callable[[int], int],
+        live: Callable[[], list[int]],
         on_free: Callable[[int, int], None],
     ) -> None:
+        self._live = live
         self._on_free = on_free
         self._client = client
         self._rank_of = rank_of
 
     def delete(self, garbage: Sequence[tuple[ChunkKey, tuple[int, ...]]]) -> list[ChunkKey]:
         """Deletes from all stores named; returns the keys that are gone everywhere.  A store that
-        fails keeps its keys for the next call.
+        is not served or fails keeps its keys for the next call.
 
         Requires: garbage is durable in the index (no durable ref names these keys).
         """
         by_store: dict[int, list[ChunkKey]] = defaultdict(list)
-        for key, stores in garbage:
-            for store in stores:
-                by_store[store].append(key)
         under_way: list[tuple[int, list[ChunkKey], Pending]] = []
         kept: set[ChunkKey] = set()
+        live = set(self._live())
+        for key, stores in garbage:
+            if not live.issuperset(stores):
+                kept.add(key)
+            for store in live.intersection(stores):
+                by_store[store].append(key)
         for store, keys in by_store.items():
             for first in range(0, len(keys), BATCH_COUNT_MAX):
                 part = keys[first : first + BATCH_COUNT_MAX]

@@ -48,6 +48,8 @@ class Outgoing:
     checksum: bytes = b""
     waiting: int = 0
     error: OSError | None = None
+    failed: set[int] = field(default_factory=set)
+    """Stores that did not take it, on this or an earlier try."""
 
 
 @dataclass(slots=True, eq=False)
@@ -194,7 +196,8 @@ class Scatter:
         for item in items:
             if error is not None:
                 item.error = error
-                log.error("chunk %s could not be stored on store %d: %s", item.key, store, error)
+                item.failed.add(store)
+                log.warning("chunk %s could not be stored on store %d: %s", item.key, store, error)
             item.waiting -= 1
             if item.waiting == 0:
                 try:

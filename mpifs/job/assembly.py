@@ -48,12 +48,14 @@ def build_vfs(
     rank_of: Callable[[int], int],
     free: Mapping[int, int],
     disk_of: Mapping[int, str],
+    live: Callable[[], list[int]],
     options: VfsOptions,
 ) -> Vfs:
     """A Vfs over stores that are being served.
 
     `rank_of` maps a store id to the rank that serves it; `free` maps store ids to free
-    bytes, `disk_of` to a name of their disk.
+    bytes, `disk_of` to a name of their disk; `live` tells which stores are
+    served at the moment, in the order of placement.
     The caller closes the Vfs, then the index.
     """
     kind = index.geometry.checksum
@@ -75,14 +77,15 @@ def build_vfs(
     cache = ChunkCache(gather.fetch, options.cache_bytes_max)
     ahead = min(READAHEAD_BYTES_MAX, options.cache_bytes_max // 8)
     reader = Reader(index, cache, READAHEAD_THREADS, ahead)
-    committer = Committer(index, Reclaim(client, rank_of, space.told), options.commit_interval_s)
-    stores = [entry.store for entry in index.stores()]
+    committer = Committer(
+        index, Reclaim(client, rank_of, live, space.told), options.commit_interval_s
+    )
     writeback = WriteBack(
         index,
         scatter,
         reader,
         space,
-        lambda: stores,
+        live,
         options.dirty_bytes_max,
         committer.kick,
         committer.make_room,

@@ -48,6 +48,11 @@ class Crew:
         """The rank that serves a store."""
         return self._places[store]
 
+    def live_stores(self) -> list[int]:
+        """The stores that answer, in the order of placement; all if none does."""
+        live = [worker.store for worker in self.workers if worker.state == "serving"]
+        return live or [worker.store for worker in self.workers]
+
     def greet(self) -> dict[int, HelloReply]:
         """HELLO to all.  Raises StartError when one does not answer."""
         pending = {

@@ -94,6 +94,7 @@ class Master:
             self.crew.rank_of,
             self.crew.free,
             self.crew.disk_of,
+            self.crew.live_stores,
             self.options.vfs,
         )
         self._undo.callback(vfs.close)

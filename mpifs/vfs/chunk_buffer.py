@@ -32,6 +32,7 @@ class ChunkBuffer:
         "length",
         "outgoing",
         "since",
+        "tries",
         "written",
     )
 
@@ -46,6 +47,7 @@ class ChunkBuffer:
         self.base_limit = 0
         self.is_cancelled = False
         self.is_done = False
+        self.tries = 0
         self.outgoing: object | None = None
 
     @property

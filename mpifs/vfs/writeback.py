@@ -6,16 +6,12 @@ when its stores have said that it is durable.  Bounded by `dirty_bytes_max`: ove
 
 from __future__ import annotations
 
-import errno
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from mpifs.core.buffers import BufferPool
-from mpifs.core.errors import FullError, MpifsError
-from mpifs.core.image import IMAGE_HEADER_BYTES
+from mpifs.core.errors import FullError, MpifsError, SilentError
 from mpifs.core.layout import extents
 from mpifs.core.limits import REQUEST_TIMEOUT_S
 from mpifs.core.placement import place
@@ -25,13 +21,13 @@ from mpifs.data.space import Space
 from mpifs.index.index import Index
 from mpifs.index.inode import Inode
 from mpifs.vfs.chunk_buffer import ChunkBuffer
+from mpifs.vfs.dirty_memory import DirtyMemory, capacity_for
 from mpifs.vfs.file_data import FileData
 from mpifs.vfs.reader import Reader
 
 log = logging.getLogger(__name__)
 
-_SMALLEST_BUFFER = 4096
-_GROWTH = 16  # each growth copies the buffer: few, large steps.
+_TRIES = 3  # workers that may die one after another under one chunk.
 
 
 class WriteBack:
@@ -40,8 +36,8 @@ class WriteBack:
     `on_dirty` hears that something has become dirty; `make_room(True)` flushes, commits and
     reclaims before it returns, `make_room(False)` only has that begun.
 
-    Locks: FileData.lock, then index.lock.  `_room` guards `dirty_bytes`; `files` (inodes with
-    unwritten data) changes by atomic dict operations.  `done` callbacks come on the scatter
+    Locks: FileData.lock, then index.lock.  `files` (inodes with unwritten data) changes by atomic
+    dict operations.  `done` callbacks come on the scatter
     thread.
     """
 
@@ -61,12 +57,9 @@ class WriteBack:
         self._reader = reader
         self._space = space
         self._stores = stores
-        self._dirty_bytes_max = dirty_bytes_max
         self._on_dirty = on_dirty
         self._make_room = make_room
-        self._room = threading.Condition()
-        self._pool = BufferPool(IMAGE_HEADER_BYTES, dirty_bytes_max)
-        self.dirty_bytes = 0
+        self._memory = DirtyMemory(dirty_bytes_max)
         self.files: dict[int, FileData] = {}
         self.on_lost: Callable[[Inode], None] = lambda inode: None
 
@@ -93,6 +86,11 @@ class WriteBack:
         if not (data.handles or data.has_unwritten or data.error):
             data.inode.data = None
 
+    @property
+    def dirty_bytes(self) -> int:
+        """Memory in dirty and in-flight chunks."""
+        return self._memory.bytes_used
+
     def free_bytes(self) -> int:
         """Payload bytes that can still be written, as the stores last told."""
         return max(0, self._space.free_bytes(self._index.geometry.replicas) - self.dirty_bytes)
@@ -106,16 +104,7 @@ class WriteBack:
             self._make_room(True)
             if self.free_bytes() < size:
                 raise FullError("no space left on the stores; delete files or add workers")
-        if self.dirty_bytes + size <= self._dirty_bytes_max:
-            return
-        deadline = time.monotonic() + REQUEST_TIMEOUT_S
-        with self._room:
-            while self.dirty_bytes + size > self._dirty_bytes_max and self.dirty_bytes:
-                self._make_room(False)
-                if not self._room.wait(min(1.0, deadline - time.monotonic() + 0.01)) and (
-                    time.monotonic() > deadline
-                ):
-                    raise MpifsError("workers do not take data: write-back is stuck", errno.EIO)
+        self._memory.wait_for(size, lambda: self._make_room(False))
 
     def write(self, data: FileData, source: memoryview, offset: int) -> None:
         """Takes bytes into the dirty chunks; sends chunks that have become full.
@@ -212,8 +201,8 @@ class WriteBack:
             ref = self._index.ref(inode, chunk) if below and flying is None else None
             base_length = flying.length if flying else ref.length if ref else 0
             limit = min(base_length, below)
-            size = self._capacity(inode, max(end, limit))
-            buffer = ChunkBuffer(chunk, self._take(size), time.monotonic())
+            size = capacity_for(max(end, limit), inode.chunk_size)
+            buffer = ChunkBuffer(chunk, self._memory.take(size), time.monotonic())
             buffer.set_base(ref, flying, limit)
             data.dirty[chunk] = buffer
             if inode.ino not in self.files:
@@ -221,35 +210,13 @@ class WriteBack:
                 self.files[inode.ino] = data
                 self._on_dirty()
         elif end > buffer.capacity:
-            size = self._capacity(inode, end)
-            old = buffer.grow(self._take(size))
-            self._give(old)
+            size = capacity_for(end, inode.chunk_size)
+            old = buffer.grow(self._memory.take(size))
+            self._memory.give(old)
         return buffer
-
-    @staticmethod
-    def _capacity(inode: Inode, end: int) -> int:
-        """Small files get small buffers; a growing one soon gets a whole chunk's."""
-        size = _SMALLEST_BUFFER
-        while size < end:
-            size *= _GROWTH
-        return min(size, inode.chunk_size)
-
-    def _take(self, size: int) -> bytearray:
-        buffer = self._pool.take(size)
-        with self._room:
-            self.dirty_bytes += len(buffer)
-        return buffer
-
-    def _give(self, buffer: bytearray, keep: bool = True) -> None:
-        """Takes a buffer back; after a failed send MPI may still read it, then it is not reused."""
-        with self._room:
-            self.dirty_bytes -= len(buffer)
-            self._room.notify_all()
-        if keep:
-            self._pool.give(buffer)
 
     def _drop(self, buffer: ChunkBuffer) -> None:
-        self._give(buffer.buffer)
+        self._memory.give(buffer.buffer)
 
     def submit(self, data: FileData, buffers: Iterable[ChunkBuffer]) -> None:
         """Freezes dirty chunks and sends them, lower ones that also extend the file first.
@@ -303,6 +270,8 @@ class WriteBack:
         inode = data.inode
         lost = False
         with data.lock:
+            if isinstance(error, SilentError) and self._try_elsewhere(data, buffer, item):
+                return
             buffer.is_done = True
             if error is not None:
                 data.error = error
@@ -321,6 +290,30 @@ class WriteBack:
         if lost:
             self.on_lost(inode)
 
+    def _try_elsewhere(self, data: FileData, buffer: ChunkBuffer, item: Outgoing) -> bool:
+        """A worker died or is silent: the chunk goes to stores that are left, as a new generation.
+
+        False if there are none, or it has been tried often enough.
+        """
+        live = [store for store in self._stores() if store not in item.failed]
+        if not live or buffer.is_cancelled or buffer.tries >= _TRIES:
+            return False
+        buffer.tries += 1
+        inode = data.inode
+        self._index.add_garbage(item.key, item.stores)
+        again = Outgoing(
+            item.key._replace(generation=self._index.next_generation()),
+            item.buffer,
+            item.length,
+            place(inode.start, buffer.chunk, inode.replicas, live),
+            item.done,
+            failed=item.failed,
+        )
+        buffer.outgoing = again
+        log.warning("%s: chunk %d goes to other workers", self._name(inode), buffer.chunk)
+        self._scatter.submit(again)
+        return True
+
     def _apply(self, data: FileData, buffer: ChunkBuffer) -> None:
         """Takes the ref of a durable chunk into the index, or its garbage."""
         item = buffer.outgoing
@@ -335,7 +328,7 @@ class WriteBack:
             else:
                 ref = ChunkRef(item.key.generation, item.length, item.checksum, item.stores)
                 self._index.set_refs(inode, [(buffer.chunk, ref)])
-        self._give(buffer.buffer, keep=item.error is None)
+        self._memory.give(buffer.buffer, keep=item.error is None)
 
     def _advance(self, data: FileData) -> None:
         """Moves stable_size up to what is durable without a gap."""
@@ -387,4 +380,4 @@ class WriteBack:
 
     def is_tight(self) -> bool:
         """Whether the stores are so full that a close had better wait for its data."""
-        return self.free_bytes() < 4 * self._dirty_bytes_max
+        return self.free_bytes() < 4 * self._memory.bytes_max

@@ -71,9 +71,19 @@ class LoopbackVolume:
             [StoreEntry(e.store, e.uuid, StoreState.ACTIVE) for e in self.index.stores()]
         )
         self.vfs = build_vfs(
-            self.index, self.endpoints[0], self.client, int, free, disks, options or VfsOptions()
+            self.index,
+            self.endpoints[0],
+            self.client,
+            int,
+            free,
+            disks,
+            self.live_stores,
+            options or VfsOptions(),
         )
         return self.vfs
+
+    def live_stores(self) -> list[int]:
+        return list(range(1, self.workers + 1))
 
     def _work(self, rank: int) -> None:
         endpoint = self.endpoints[rank]
