@@ -18,6 +18,7 @@ from mpifs.core.limits import BATCH_COUNT_MAX, DIRTY_AGE_MAX_S
 from mpifs.data.reclaim import Reclaim
 from mpifs.index.batch import Batch
 from mpifs.index.index import Index
+from mpifs.index.inode import Inode
 from mpifs.vfs.file_data import FileData
 from mpifs.vfs.writeback import WriteBack
 
@@ -71,6 +72,14 @@ class Committer:
         Requires: rename_gate is held."""
         if data is not None and data.has_unwritten:
             self._barrier[data.inode.ino] = data
+
+    def removed(self, inode: Inode) -> None:
+        """A file has lost a name or a handle: if that was the last, its dirty data is dropped."""
+        data = inode.data
+        if not inode.nlink and isinstance(data, FileData):
+            with data.lock:
+                if not data.handles:
+                    self._writeback.abandon(data)
 
     def commit(self) -> None:
         """Makes all changes of the index so far durable.  Raises what the disk says."""

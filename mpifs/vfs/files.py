@@ -83,14 +83,24 @@ class Files:
         self._noatime = noatime
 
     def open(self, inode: Inode, flags: int, alias: Name, is_new: bool = False) -> Opened:
-        """Opens a regular file (or a node that the kernel lets through).  Raises EISDIR."""
+        """Opens a regular file (or a node that the kernel lets through).
+
+        Raises EISDIR; ENOENT if it was removed while this call was on its way: its data may be
+        dropped by then (Committer.removed looks at the handles under the same lock).
+        """
         if stat.S_ISDIR(inode.mode):
             raise PosixError(errno.EISDIR)
         handle = FileHandle(inode, flags, alias)
         number = self._handles.add(handle)
         self._index.pin(inode)
         with self._writeback.locked(inode) as data:
-            data.handles.add(number)
+            is_gone = not inode.nlink and not data.handles
+            if not is_gone:
+                data.handles.add(number)
+        if is_gone:
+            self._handles.remove(number)
+            self._index.unpin(inode)
+            raise PosixError(errno.ENOENT)
         if flags & os.O_TRUNC and not is_new and inode.size:
             self.truncate(inode, 0, alias)
         is_shared = self._names.is_shared(inode)
@@ -256,6 +266,7 @@ class Files:
         with self._writeback.locked(inode) as data:
             data.handles.discard(number)
             is_last = not data.handles
-        self._index.unpin(inode)
         if is_last:
+            self._committer.removed(inode)
             self._committer.kick()
+        self._index.unpin(inode)

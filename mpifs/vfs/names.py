@@ -162,6 +162,7 @@ class Names:
     def _unlink(self, parent: Inode, name: bytes) -> Inode:
         self._check_removal(parent, name)
         inode = self._index.unlink(parent, name, time.time_ns())
+        self._committer.removed(inode)
         self._committer.kick()
         if self._aliases:
             self._aliases.gone(inode.ino, (parent.ino, name))
@@ -209,6 +210,8 @@ class Names:
                 )
             data = moved.data if moved is not None else None
             self._committer.renamed_over(data if isinstance(data, FileData) else None)
+        if replaced is not None:
+            self._committer.removed(replaced)
         self._committer.kick()
         if self._aliases and moved is not None:
             self._rename_aliases(moved, replaced, (parent.ino, name), (new_parent.ino, new_name))

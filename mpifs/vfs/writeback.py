@@ -178,6 +178,14 @@ class WriteBack:
     def _discard(self, data: FileData, first: int, last: int | None) -> None:
         """Drops chunks `first` to `last` (None: to the end), dirty, in flight and stored."""
 
+        self._cancel(data, first, last)
+        rest: int | None = first
+        while rest is not None:
+            rest = self._index.drop_refs(data.inode, rest, last)
+
+    def _cancel(self, data: FileData, first: int, last: int | None) -> None:
+        """Drops what is dirty of chunks `first` to `last` and voids what is in flight."""
+
         def inside(chunk: int) -> bool:
             return chunk >= first and (last is None or chunk <= last)
 
@@ -186,9 +194,14 @@ class WriteBack:
         for buffer in data.in_flight:
             if inside(buffer.chunk):
                 buffer.is_cancelled = True
-        rest: int | None = first
-        while rest is not None:
-            rest = self._index.drop_refs(data.inode, rest, last)
+
+    def abandon(self, data: FileData) -> None:
+        """The file is removed and nobody has it open: its data need not be stored.
+
+        Requires: data.lock is held.
+        """
+        self._cancel(data, 0, None)
+        self._unpin_if_idle(data)
 
     def _open_buffer(self, data: FileData, chunk: int, start: int, length: int) -> ChunkBuffer:
         """The dirty buffer of a chunk, with room for [start, start + length)."""

@@ -210,3 +210,22 @@ def test_every_way_to_end_is_clean(volume: Make, way: str) -> None:
     one.wait_gone(25)
     one.mount()
     assert (one / "f").read_bytes() == data
+
+
+def test_dead_worker_loses_nothing_that_is_written(volume: Make) -> None:
+    """SIGKILL of a worker amid writes: they go on without an error, and every byte is there."""
+    one = volume(mkfs=SMALL_CHUNKS, workers=3)
+    files = {f"f{n}": pattern(CHUNK * (n % 5) + 777 + n) for n in range(60)}
+    for number, (name, data) in enumerate(files.items()):
+        if number == 20:
+            os.kill(one.status()["workers"][1]["pid"], signal.SIGKILL)
+        put(one / name, data)
+    with opened(one.mnt, os.O_RDONLY) as fd:
+        os.fsync(fd)
+    poll(lambda: one.status()["workers"][1]["state"] == "dead", 10, "the death to be noticed")
+    put(one / "later", files["f7"])
+    assert "goes to other workers" in one.log()
+    one.remount()
+    for name, data in files.items():
+        assert (one / name).read_bytes() == data, name
+    assert (one / "later").read_bytes() == files["f7"]
