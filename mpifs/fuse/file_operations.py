@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -88,7 +89,15 @@ class FileOperations:
         serving = self._serving
         serving.path, serving.fh = path, None
         flags = ctypes.c_int.from_address(info).value
-        self._opened(path, self._vfs.open(path, flags, serving.caller()), info)
+        try:
+            opened = self._vfs.open(path, flags, serving.caller())
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                # The kernel has just found the name: something else has it now.  ESTALE makes it
+                # look again (path_openat) instead of telling the user that there is none.
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from error
+            raise
+        self._opened(path, opened, info)
 
     def create(self, path: bytes, mode: int, info: int) -> None:
         """open(2) with O_CREAT of a new name."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ FS_IOC_GETFLAGS = 0x80086601
 FS_IOC_SETFLAGS = 0x40086602
 FS_IOC_FSGETXATTR = 0x801C581F
 _FSXATTR_BYTES = 28
+_HIDDEN = re.compile(rb"/\.fuse_hidden[0-9a-f]{16}\Z")
 _NO_ID = 0xFFFFFFFF
 _TimePair = ctypes.c_long * 4
 
@@ -92,7 +94,15 @@ class Operations:
         that it thinks it gave it; the Vfs has not counted that one.
         """
         fh = self._fh(info)
-        found = self._vfs.getattr(path, fh)
+        try:
+            found = self._vfs.getattr(path, fh)
+        except OSError as error:
+            if path is not None and _HIDDEN.search(path) and error.errno == errno.ENOENT:
+                request = self._serving.request
+                if request is not None and request.opcode == Request.GETATTR:
+                    # The kernel has just found the file under a name that another has now.
+                    raise OSError(errno.ESTALE, "replaced meanwhile") from error
+            raise
         if self._files.is_hidden(path, fh) and found.nlink:
             request = self._serving.request
             if request is not None and request.opcode == Request.GETATTR:
@@ -172,10 +182,25 @@ class Operations:
         if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE):
             raise OSError(errno.EINVAL, "unsupported rename flags")
         self._serve(old)
-        request = self._serving.request
-        is_replacing = request is not None and request.opcode in Request.RENAMES
-        self._vfs.rename(old, new, flags, is_replacing)
+        if _HIDDEN.search(new) and self._hide(old, new):
+            self._files.renamed(old, new, False)
+            return
+        self._vfs.rename(old, new, flags)
         self._files.renamed(old, new, bool(flags & RENAME_EXCHANGE))
+
+    def _hide(self, path: bytes, hidden: bytes) -> bool:
+        """libfuse removes no open file: it gives it a hidden name.  False if this rename is the
+        user's own, who alone can have sent that name in the request."""
+        request = self._serving.request
+        if request is None:
+            return False
+        asked = request.new_name
+        if asked is None and request.opcode != Request.UNLINK:
+            return False
+        if asked is not None and hidden.endswith(b"/" + asked):
+            return False
+        self._vfs.hide(path, hidden, keeps_name=asked is not None)
+        return True
 
     # Extended attributes
 

@@ -100,7 +100,9 @@ class Request:
     __slots__ = ("_buffer", "_channel", "_library", "_memory", "_pointer", "_session", "_size")
 
     GETATTR = 3
-    RENAMES = (12, 45)
+    UNLINK = 10
+    RENAME = 12
+    RENAME2 = 45
     OPEN = 14
 
     def __init__(self, library: Any, session: int, channel: int | None, size: int) -> None:
@@ -142,6 +144,20 @@ class Request:
     def nodeid(self) -> int:
         """The kernel's number of the inode that it is about."""
         return ctypes.c_uint64.from_address(self._buffer.mem + 16).value
+
+    @property
+    def new_name(self) -> bytes | None:
+        """The new name that a RENAME asks for, None in any other request.
+
+        Behind the header stand fuse_rename_in (8 bytes) or fuse_rename2_in (16), then both names.
+        """
+        sizes = {self.RENAME: 8, self.RENAME2: 16}
+        start = sizes.get(self.opcode)
+        if start is None:
+            return None
+        length = ctypes.c_uint32.from_address(self._buffer.mem).value
+        names = ctypes.string_at(self._buffer.mem + 40 + start, length - 40 - start)
+        return names.split(b"\0")[1]
 
     @property
     def read_size(self) -> int:

@@ -188,9 +188,13 @@ class Vfs:
         """rmdir(2)."""
         self._names.rmdir(path)
 
-    def rename(self, old: bytes, new: bytes, flags: int = 0, is_replacing: bool = False) -> None:
-        """renameat2(2) with NOREPLACE and EXCHANGE; see Names.rename for `is_replacing`."""
-        self._names.rename(old, new, flags, is_replacing)
+    def rename(self, old: bytes, new: bytes, flags: int = 0) -> None:
+        """renameat2(2) with NOREPLACE and EXCHANGE."""
+        self._names.rename(old, new, flags)
+
+    def hide(self, path: bytes, hidden: bytes, keeps_name: bool) -> None:
+        """From now on the FUSE library calls an open file `hidden`; see Names.hide."""
+        self._names.hide(path, hidden, keeps_name)
 
     # Files
 

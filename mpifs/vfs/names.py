@@ -16,7 +16,7 @@ from mpifs.vfs.aliases import Aliases, Name
 from mpifs.vfs.committer import Committer
 from mpifs.vfs.file_data import FileData
 from mpifs.vfs.handles import Handles
-from mpifs.vfs.hidden import HiddenFiles, is_hidden_name
+from mpifs.vfs.hidden import HiddenFiles
 from mpifs.vfs.protection import check_change, check_new_entry
 
 
@@ -185,17 +185,9 @@ class Names:
         self._index.rmdir(parent, name, time.time_ns())
         self._committer.kick()
 
-    def rename(self, old: bytes, new: bytes, flags: int = 0, is_replacing: bool = False) -> None:
-        """renameat2(2) with NOREPLACE and EXCHANGE.
-
-        libfuse renames an open file that is to go to a hidden name.  If the user has asked for its
-        removal, that is the unlink.  If the user has asked for a rename over it (`is_replacing`),
-        the second rename follows at once and replaces it: until then it keeps its name, so that
-        the name is never missing.
-        """
+    def rename(self, old: bytes, new: bytes, flags: int = 0) -> None:
+        """renameat2(2) with NOREPLACE and EXCHANGE."""
         parent, name = self._index.resolve_parent(old)
-        if is_hidden_name(new) and not flags and self._hide(parent, name, new, is_replacing):
-            return
         new_parent, new_name = self._index.resolve_parent(new)
         self._check_removal(parent, name)
         check_new_entry(new_parent)
@@ -223,16 +215,17 @@ class Names:
         self._aliases.moved(moved.ino, old, new)
         self.changed(moved, new)
 
-    def _hide(self, parent: Inode, name: bytes, hidden: bytes, keeps_name: bool) -> bool:
-        """libfuse now calls an open file `hidden`; False if nobody has it open."""
+    def hide(self, path: bytes, hidden: bytes, keeps_name: bool) -> None:
+        """libfuse renames an open file that is to go to a hidden name.
+
+        If the user has asked for its removal, that is the unlink.  If the user has asked for a
+        rename over it (`keeps_name`), the second rename follows at once and replaces it: until
+        then it keeps its name, so that the name is never missing, nor can a commit miss it.
+        """
+        parent, name = self._index.resolve_parent(path)
         ino = self._index.lookup(parent.ino, name)
         if not ino:
-            return False
-        inode = self._index.inode(ino)
-        data = inode.data
-        if not isinstance(data, FileData) or not data.handles:
-            return False
-        self._hidden.add(hidden, inode)
+            raise PosixError(errno.ENOENT)
+        self._hidden.add(hidden, self._index.inode(ino))
         if not keeps_name:
             self._unlink(parent, name)
-        return True

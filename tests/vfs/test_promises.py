@@ -71,7 +71,7 @@ def test_rename_over_an_open_file_is_never_half_done(volume: LoopbackVolume) -> 
     put(vfs, b"/name", OLD, sync=True)
     put(vfs, b"/temporary", NEW)
     fh = vfs.open(b"/name", os.O_RDONLY).fh
-    vfs.rename(b"/name", b"/.fuse_hidden0123456789abcdef", is_replacing=True)
+    vfs.hide(b"/name", b"/.fuse_hidden0123456789abcdef", keeps_name=True)
     assert vfs.getattr(b"/name").size == len(OLD)
     vfs.rename(b"/temporary", b"/name")
     into = bytearray(len(OLD))
