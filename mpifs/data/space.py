@@ -19,24 +19,29 @@ class Space:
 
     def __init__(self, free: Mapping[int, int], disk_of: Mapping[int, str]) -> None:
         self._free: dict[int, int] = dict(free)
-        self._disk_of = dict(disk_of)
+        self._disk_of = {store: disk_of.get(store, str(store)) for store in free}
+        self._stores_on = Counter(self._disk_of.values())
+        self._fits = 0
+        self._count()
 
     def told(self, store: int, free: int) -> None:
         """A worker has told what its store can still take."""
-        self._free[store] = free
+        if self._free[store] != free:
+            self._free[store] = free
+            self._count()
+
+    def _count(self) -> None:
+        """With k of n stores on a disk, k/n of all bytes go there: the disk that would be full
+        first decides.  Done here and not in free_bytes, which every write asks."""
+        least: dict[str, int] = {}
+        for store, free in list(self._free.items()):
+            disk = self._disk_of[store]
+            least[disk] = min(free, least.get(disk, free))
+        count = len(self._free)
+        self._fits = min(
+            (free * count // self._stores_on[disk] for disk, free in least.items()), default=0
+        )
 
     def free_bytes(self, replicas: int) -> int:
-        """Payload bytes that fit when chunks are dealt round-robin over all stores.
-
-        The disk that is full first decides: with k of n stores on a disk, k/n of all bytes go
-        there.
-        """
-        if not self._free:
-            return 0
-        on_disk = Counter(self._disk_of.get(store, str(store)) for store in self._free)
-        least: dict[str, int] = {}
-        for store, free in self._free.items():
-            disk = self._disk_of.get(store, str(store))
-            least[disk] = min(free, least.get(disk, free))
-        fits = min(free * len(self._free) // on_disk[disk] for disk, free in least.items())
-        return max(0, fits // max(1, replicas))
+        """Payload bytes that fit when chunks are dealt round-robin over all stores."""
+        return max(0, self._fits // max(1, replicas))
