@@ -133,6 +133,7 @@ def clear_dead_mount(mountpoint: str) -> None:
     """Removes what a killed process has left mounted there: ENOTCONN on every access."""
     try:
         os.stat(mountpoint)
+        os.statvfs(mountpoint)  # stat may be answered from the kernel's cache
     except OSError as error:
         if error.errno in (errno.ENOTCONN, errno.ECONNABORTED) and find_mount(mountpoint):
             log.info("removing the dead mount on %s", mountpoint)

@@ -87,9 +87,14 @@ def mounts_of(source: str) -> list[Mount]:
 
 
 def is_dead(path: str) -> bool:
-    """Whether a FUSE mount is at `path` whose process has gone."""
+    """Whether a FUSE mount is at `path` whose process has gone.
+
+    stat may be answered from the kernel's cache for a while; statvfs is always asked for, and
+    waits while a killed process is still going.
+    """
     try:
         os.stat(path)
+        os.statvfs(path)
     except OSError as error:
         return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
     return False

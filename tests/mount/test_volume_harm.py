@@ -229,3 +229,18 @@ def test_dead_worker_loses_nothing_that_is_written(volume: Make) -> None:
     for name, data in files.items():
         assert (one / name).read_bytes() == data, name
     assert (one / "later").read_bytes() == files["f7"]
+
+
+def test_mount_at_once_after_everything_was_killed(volume: Make) -> None:
+    """The kernel still answers stat of the dead mount from its cache: that is no living mount."""
+    one = volume(mkfs=SMALL_CHUNKS)
+    put(one / "file", b"content")
+    with opened(one / "file") as fd:
+        os.fsync(fd)
+    for _ in range(3):
+        pids = one.pids()
+        os.stat(one.mnt)
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        one.mount()
+        assert (one / "file").read_bytes() == b"content"
