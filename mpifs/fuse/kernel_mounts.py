@@ -129,13 +129,23 @@ def raise_read_ahead(mount: KernelMount, kib: int = READ_AHEAD_KIB) -> bool:
         return False
 
 
-def clear_dead_mount(mountpoint: str) -> None:
-    """Removes what a killed process has left mounted there: ENOTCONN on every access."""
+def is_dead(mountpoint: str) -> bool:
+    """Whether a FUSE mount stands there whose process has gone.
+
+    stat may be answered from the kernel's cache for a while; statvfs is always asked for, and
+    waits while a killed process is still going.
+    """
     try:
         os.stat(mountpoint)
-        os.statvfs(mountpoint)  # stat may be answered from the kernel's cache
+        os.statvfs(mountpoint)
     except OSError as error:
-        if error.errno in (errno.ENOTCONN, errno.ECONNABORTED) and find_mount(mountpoint):
-            log.info("removing the dead mount on %s", mountpoint)
-            with contextlib.suppress(OSError):
-                unmount(mountpoint, lazy=True)
+        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+    return False
+
+
+def clear_dead_mount(mountpoint: str) -> None:
+    """Removes what a killed process has left mounted there: ENOTCONN on every access."""
+    if is_dead(mountpoint) and find_mount(mountpoint):
+        log.info("removing the dead mount on %s", mountpoint)
+        with contextlib.suppress(OSError):
+            unmount(mountpoint, lazy=True)

@@ -18,6 +18,7 @@ from types import FrameType
 
 from mpifs.core.errors import InUseError, PosixError, StartError
 from mpifs.core.limits import COMMAND_TURN_S
+from mpifs.fuse.kernel_mounts import is_dead
 from mpifs.job import assemble_mount, launch
 from mpifs.job import config as job_config
 from mpifs.job import state as job_state
@@ -27,7 +28,7 @@ from mpifs.job.files_local import MountedFiles
 from mpifs.job.files_protocol import Files
 from mpifs.job.files_remote import RemoteFiles
 from mpifs.job.folder import VolumeFolder
-from mpifs.job.mounts import is_dead, mounts_of
+from mpifs.job.mounts import mounts_of
 
 _POLL_S = 0.1
 

@@ -12,9 +12,10 @@ import shutil
 import signal
 import tempfile
 
+from mpifs.fuse.kernel_mounts import is_dead
 from mpifs.job import state as job_state
 from mpifs.job.folder import VolumeFolder
-from mpifs.job.mounts import is_dead, mounts_of, unmount
+from mpifs.job.mounts import mounts_of, unmount
 from mpifs.job.processes import kill, marked_with, send, shared_memory_of, wait_gone
 
 SCRATCH_PREFIX = "mpifs-"

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from mpifs.core.errors import InUseError, PosixError
 from mpifs.fuse import kernel_mounts
+from mpifs.fuse.kernel_mounts import is_dead
 
 KINDS = ("fuse.mpifs", "fuseblk.mpifs")
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
@@ -84,20 +85,6 @@ def mount_at(path: str) -> Mount | None:
 def mounts_of(source: str) -> list[Mount]:
     """Our mounts of the volume `source`."""
     return [mount for mount in mounts() if mount.is_ours and mount.source == source]
-
-
-def is_dead(path: str) -> bool:
-    """Whether a FUSE mount is at `path` whose process has gone.
-
-    stat may be answered from the kernel's cache for a while; statvfs is always asked for, and
-    waits while a killed process is still going.
-    """
-    try:
-        os.stat(path)
-        os.statvfs(path)
-    except OSError as error:
-        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
-    return False
 
 
 def unmount(path: str, *, lazy: bool) -> str:

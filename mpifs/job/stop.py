@@ -8,11 +8,12 @@ import signal
 import time
 
 from mpifs.core.errors import MpifsError, PosixError, StartError
+from mpifs.fuse.kernel_mounts import is_dead
 from mpifs.job import leftovers, supervise
 from mpifs.job import state as job_state
 from mpifs.job.control import ControlClient
 from mpifs.job.folder import VolumeFolder
-from mpifs.job.mounts import clear_dead, is_dead, mount_at, mounts_of, users_of
+from mpifs.job.mounts import clear_dead, mount_at, mounts_of, users_of
 from mpifs.job.processes import Process, marked_with, send, wait_gone
 
 GONE_TIMEOUT_S = supervise.STOP_DEADLINE_S + supervise.EXIT_GRACE_S
