@@ -103,13 +103,21 @@ class Committer:
             return self._index.seal()
 
     def _flush_barrier(self) -> None:
+        """Flushes what is behind the barrier.  Each file is taken out before its flush: a rename
+        that comes meanwhile puts it there again."""
         while self._barrier:
-            waiting = list(self._barrier.values())
-            for data in waiting:
-                self._writeback.flush(data)
-            for data in waiting:
-                self._writeback.wait(data)
-                self._barrier.pop(data.inode.ino, None)
+            waiting: list[FileData] = []
+            while self._barrier:
+                waiting.append(self._barrier.popitem()[1])
+            try:
+                for data in waiting:
+                    self._writeback.flush(data)
+                for data in waiting:
+                    self._writeback.wait(data)
+            except OSError:
+                for data in waiting:
+                    self._barrier.setdefault(data.inode.ino, data)
+                raise
 
     def sync_file(self, data: FileData | None) -> None:
         """fsync(2): data and index durable.  Raises the file's remembered error, once."""
@@ -182,9 +190,8 @@ class Committer:
         while not self._quit.is_set():
             self._wake.wait()
             self._wake.clear()
-            if self._quit.is_set():
+            if self._quit.wait(self._interval_s / 2):
                 return
-            time.sleep(self._interval_s / 2)
             try:
                 self._tick()
                 self.error = None
@@ -193,7 +200,7 @@ class Committer:
                     log.error("commit failed, will be tried again: %s", error)
                 self.error = error
                 self._wake.set()
-                time.sleep(self._interval_s)
+                self._quit.wait(self._interval_s)
 
     def _tick(self) -> None:
         """Flushes what is due, commits, cleans up; asks for another tick if anything is left."""
