@@ -158,6 +158,7 @@ class WriteBack:
             ):
                 buffer = self._open_buffer(data, extent.chunk, extent.start, extent.length)
                 buffer.write_zeros(extent.start, extent.start + extent.length)
+        self._settle(data)
 
     def truncate(self, data: FileData, size: int) -> None:
         """Sets the size, both ways.  Requires: data.lock is held."""
@@ -171,9 +172,7 @@ class WriteBack:
                 data.dirty[keep].truncate(part)
         inode.size = size
         inode.stable_size = min(inode.stable_size, size)
-        if not data.has_unwritten:
-            inode.stable_size = size
-        self._unpin_if_idle(data)
+        self._settle(data)
 
     def _discard(self, data: FileData, first: int, last: int | None) -> None:
         """Drops chunks `first` to `last` (None: to the end), dirty, in flight and stored."""
@@ -249,7 +248,7 @@ class WriteBack:
             buffer = chosen[chunk]
             if not buffer.length:
                 self._drop(data.dirty.pop(chunk))
-                self._unpin_if_idle(data)
+                self._settle(data)
                 continue
             try:
                 self._reader.fill(inode, buffer)
@@ -257,7 +256,7 @@ class WriteBack:
                 data.error = error
                 log.error("%s: chunk %d is lost: %s", self._name(inode), chunk, error)
                 self._drop(data.dirty.pop(chunk))
-                self._unpin_if_idle(data)
+                self._settle(data)
                 continue
             outgoing.append(self._freeze(data, buffer))
         self._scatter.submit_many(outgoing)
@@ -296,8 +295,7 @@ class WriteBack:
                 data.in_flight.popleft()  # after its ref is in: readers look without the lock
             if lost:
                 self._forget_lost(data, buffer.chunk)
-            self._advance(data)
-            self._unpin_if_idle(data)
+            self._settle(data)
             if not data.in_flight:
                 data.idle.notify_all()
         if lost:
@@ -342,6 +340,11 @@ class WriteBack:
                 ref = ChunkRef(item.key.generation, item.length, item.checksum, item.stores)
                 self._index.set_refs(inode, [(buffer.chunk, ref)])
         self._memory.give(buffer.buffer, keep=item.error is None)
+
+    def _settle(self, data: FileData) -> None:
+        """After chunks have become durable or void.  Requires: data.lock is held."""
+        self._advance(data)
+        self._unpin_if_idle(data)
 
     def _advance(self, data: FileData) -> None:
         """Moves stable_size up to what is durable without a gap."""

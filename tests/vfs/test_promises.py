@@ -225,3 +225,17 @@ def test_a_rename_during_the_flush_of_the_barrier_is_behind_it_again(
     volume.crash()
     vfs = volume.open()
     assert get(vfs, b"/two") in (OLD, NEW[::-1])
+
+
+def test_a_hole_punched_into_unwritten_data_keeps_the_size(volume: LoopbackVolume) -> None:
+    """The only dirty chunk becomes a hole: the size is durable all the same, and nothing is left
+    to flush (a file that stayed on the list would keep the committer ticking for ever)."""
+    vfs = volume.open()
+    fh = vfs.create(b"/holed", 0o600, os.O_WRONLY, ME).fh
+    vfs.write(fh, memoryview(NEW[: CHUNK - 7]), 0)
+    vfs.fallocate(fh, 3, 0, CHUNK)
+    assert not vfs.writeback.files
+    vfs.fsync(fh)
+    volume.crash()
+    vfs = volume.open()
+    assert get(vfs, b"/holed") == bytes(CHUNK - 7)
