@@ -240,7 +240,8 @@ class Binding:
         callbacks: Mapping[str, Callable[..., int]],
     ) -> Session:
         """Mounts and returns the session, whose requests nobody answers yet.  Raises StartError."""
-        argv = [b"mpifs", b"-o", ",".join(words).encode()]
+        escaped = (word.replace("\\", "\\\\").replace(",", "\\,") for word in words)
+        argv = [b"mpifs", b"-o", os.fsencode(",".join(escaped))]
         table, kept = self._table(callbacks)
         args = _Args(len(argv), (ctypes.c_char_p * (len(argv) + 1))(*argv, None), 0)
         size = ctypes.sizeof(table)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from mpifs.job import mpi_launcher
+from mpifs.job.folder import VolumeFolder
 from mpifs.job.mounts import mount_at
 from tests.job.lifecycle import Volume, kill_all, mpifs, pid_of, volume
 
@@ -58,6 +59,15 @@ def test_mount_umount_mount(vol: Volume) -> None:
     assert (result.returncode, result.stderr) == (0, "")
     assert vol.left(state) == []
     _survives(vol)
+
+
+def test_odd_names_of_the_volume(one: Volume) -> None:
+    """Commas and backslashes are special in mount options, blanks in the kernel's table."""
+    one.folder = VolumeFolder(str(one.mountpoint.with_name("a b,c\\d")))
+    state = one.mount("-w", "1")
+    (one.mountpoint / "file").write_bytes(CONTENT)
+    assert mpifs("umount", str(one.mountpoint)).returncode == 0
+    assert one.left(state) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
