@@ -236,8 +236,13 @@ def test_two_commands_on_one_volume_take_turns(rest: Volume) -> None:
         )
         for name in ("a", "b")
     ]
+    for process in both:  # either may have its turn first, and keeps it until its input has ended
+        assert process.stdin is not None
+        process.stdin.write(b"x")
+        process.stdin.close()
+        process.stdin = None
     for process in both:
-        _, errors = process.communicate(b"x", timeout=90)
+        _, errors = process.communicate(timeout=90)
         assert (process.returncode, errors) == (0, b"")
     assert rest.mpifs("ls", f"{rest.store}:/").stdout == b"a\nb\n"
 
