@@ -10,8 +10,9 @@ from typing import NamedTuple
 import typer
 
 from mpifs.core.errors import FormatError
+from mpifs.fuse.kernel_mounts import mounts
 from mpifs.job.folder import VolumeFolder, is_volume, volume_of
-from mpifs.job.mounts import mount_at, mounts
+from mpifs.job.mounts import mount_at
 
 
 class VolumePath(NamedTuple):

@@ -19,6 +19,7 @@ READ_AHEAD_KIB = 4096
 
 _FUSERMOUNT_TIMEOUT_S = 10.0
 _MNT_FORCE, _MNT_DETACH, _UMOUNT_NOFOLLOW = 1, 2, 8
+KINDS = ("fuse.mpifs", "fuseblk.mpifs")
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
 
 
@@ -27,9 +28,14 @@ class KernelMount:
     """One line of mountinfo."""
 
     mountpoint: str
-    device: str
     kind: str
     source: str
+    device: str
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether mpifs made it."""
+        return self.kind in KINDS
 
     @property
     def connection(self) -> str:
@@ -37,23 +43,42 @@ class KernelMount:
         return f"/sys/fs/fuse/connections/{self.device.partition(':')[2]}"
 
 
+def _decode(field: bytes) -> str:
+    plain = _ESCAPE.sub(lambda match: bytes([int(match[1], 8) & 0xFF]), field)
+    return os.fsdecode(plain)
+
+
+def parse(table: bytes) -> list[KernelMount]:
+    """Reads the text of a mountinfo file; lines that are none are left out."""
+    found = []
+    for line in table.splitlines():
+        left, _, right = line.partition(b" - ")
+        before, after = left.split(b" "), right.split(b" ")
+        if len(before) < 5 or len(after) < 2:
+            continue
+        found.append(
+            KernelMount(
+                _decode(before[4]),
+                after[0].decode("ascii", "replace"),
+                _decode(after[1]),
+                before[2].decode(),
+            )
+        )
+    return found
+
+
+def mounts() -> list[KernelMount]:
+    """All mounts that this process sees, in the order they were made."""
+    with open("/proc/self/mountinfo", "rb") as file:
+        return parse(file.read())
+
+
 def find_mount(mountpoint: str) -> KernelMount | None:
     """The topmost mount on exactly this folder; never touches the mounted file system."""
-    wanted = os.fsencode(mountpoint)
-    found = None
-    with open("/proc/self/mountinfo", "rb") as table:
-        for line in table:
-            front, _, back = line.partition(b" - ")
-            fields, tail = front.split(b" "), back.split(b" ")
-            place = _ESCAPE.sub(lambda match: bytes([int(match[1], 8)]), fields[4])
-            if place == wanted:
-                found = KernelMount(
-                    mountpoint,
-                    fields[2].decode(),
-                    tail[0].decode(errors="replace"),
-                    tail[1].decode(errors="replace"),
-                )
-    return found
+    for mount in reversed(mounts()):
+        if mount.mountpoint == mountpoint:
+            return mount
+    return None
 
 
 def _umount2(mountpoint: str, flags: int) -> int:

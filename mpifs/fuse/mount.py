@@ -15,7 +15,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import threading
 import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -70,7 +69,6 @@ class FuseMount:
         self._notifier: Notifier | None = None
         self._mount: kernel_mounts.KernelMount | None = None
         self._write_bytes_max = 0
-        self._destroying = threading.Lock()
 
     @property
     def mountpoint(self) -> str:

@@ -9,60 +9,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
-from dataclasses import dataclass
 
 from mpifs.core.errors import InUseError, PosixError
 from mpifs.fuse import kernel_mounts
-from mpifs.fuse.kernel_mounts import is_dead
-
-KINDS = ("fuse.mpifs", "fuseblk.mpifs")
-_ESCAPE = re.compile(rb"\\([0-7]{3})")
-
-
-@dataclass(frozen=True, slots=True)
-class Mount:
-    """One line of mountinfo."""
-
-    mountpoint: str
-    kind: str
-    source: str
-    device: str
-
-    @property
-    def is_ours(self) -> bool:
-        """Whether mpifs made it."""
-        return self.kind in KINDS
-
-
-def _decode(field: bytes) -> str:
-    plain = _ESCAPE.sub(lambda match: bytes([int(match[1], 8) & 0xFF]), field)
-    return os.fsdecode(plain)
-
-
-def parse(table: bytes) -> list[Mount]:
-    """Reads the text of a mountinfo file; lines that are none are left out."""
-    found = []
-    for line in table.splitlines():
-        left, _, right = line.partition(b" - ")
-        before, after = left.split(b" "), right.split(b" ")
-        if len(before) < 5 or len(after) < 2:
-            continue
-        found.append(
-            Mount(
-                _decode(before[4]),
-                after[0].decode("ascii", "replace"),
-                _decode(after[1]),
-                before[2].decode(),
-            )
-        )
-    return found
-
-
-def mounts() -> list[Mount]:
-    """All mounts that this process sees, in the order they were made."""
-    with open("/proc/self/mountinfo", "rb") as file:
-        return parse(file.read())
+from mpifs.fuse.kernel_mounts import KernelMount, is_dead, mounts
 
 
 def _true_path(path: str) -> str:
@@ -71,7 +21,7 @@ def _true_path(path: str) -> str:
     return os.path.join(os.path.realpath(folder), name) if name else folder
 
 
-def mount_at(path: str) -> Mount | None:
+def mount_at(path: str) -> KernelMount | None:
     """The topmost mount whose mount point is `path`, or None."""
     wanted = {_true_path(path)}
     if not any(mount.mountpoint in wanted for mount in mounts()):
@@ -82,7 +32,7 @@ def mount_at(path: str) -> Mount | None:
     return None
 
 
-def mounts_of(source: str) -> list[Mount]:
+def mounts_of(source: str) -> list[KernelMount]:
     """Our mounts of the volume `source`."""
     return [mount for mount in mounts() if mount.is_ours and mount.source == source]
 

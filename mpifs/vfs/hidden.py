@@ -7,16 +7,7 @@ user asked for; the library's name for the file lives only here, in memory (PITF
 
 from __future__ import annotations
 
-import re
-
 from mpifs.index.inode import Inode
-
-_HIDDEN = re.compile(rb"/\.fuse_hidden[0-9a-f]{16}\Z")
-
-
-def is_hidden_name(path: bytes) -> bool:
-    """Whether a path is one that libfuse makes up for a removed open file."""
-    return _HIDDEN.search(path) is not None
 
 
 class HiddenFiles:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from mpifs.core.errors import FormatError, MpifsError
+from mpifs.fuse.kernel_mounts import parse
 from mpifs.job.hosts import parse_host_list, parse_hosts, spread
-from mpifs.job.mounts import mount_at, parse
+from mpifs.job.mounts import mount_at
 from mpifs.job.mpi_launcher import MPICH, OPENMPI, MpiLauncher
 from mpifs.job.sizes import parse_size
 from mpifs.job.state import VolumeFolder, begin, change, read
