@@ -46,6 +46,13 @@ class Kind(IntEnum):
     """Control: empty → StoreStats."""
     STOP = 5
     """Control: commit, close the store, answer, leave the service loop."""
+    SURVEY = 6
+    """Control: empty → SurveyReply: every folder that looks like a store, good or bad."""
+    INSPECT = 7
+    """Control: Inspect → InspectReply: the files of a store as files, served or not."""
+    REBUILD = 8
+    """Control: Rebuild → RebuildReply: makes damaged files of a store that is not served anew from
+    what can still be read.  Answered when it is done; PING goes on meanwhile."""
     PUT = 32
     """`items` chunk images in the body → empty, once durable."""
     GET = 33
@@ -54,6 +61,10 @@ class Kind(IntEnum):
     """Chunk keys in the arguments → empty, once durable; missing keys are no error."""
     LIST = 35
     """ListKeys → image headers in the body, in key order (each with 64 bytes)."""
+    VERIFY = 36
+    """VerifyKeys → VerifyReply, and chunk reports in the body, in key order (chunk_report.py)."""
+    MEND = 37
+    """Mend → MendReply: rewrites images whose payload is good, where it is; no payload travels."""
 
 
 def tag_of(kind: Kind) -> int:
@@ -170,6 +181,101 @@ class ListKeys(msgspec.Struct, frozen=True):
 
     after: bytes
     count: int
+
+
+class FolderReport(msgspec.Struct, frozen=True):
+    """One `worker-*` folder of a host.  `store` and the UUIDs are of its superblock (0, b"")."""
+
+    name: str
+    state: str
+    """ok, empty (nothing or only a lock in it), bare (environments, no superblock), damaged."""
+    store: int = 0
+    volume_uuid: bytes = b""
+    store_uuid: bytes = b""
+    detail: str = ""
+
+
+class SurveyReply(msgspec.Struct, frozen=True):
+    """All folders named `worker-*` at the volume's path on a rank's host."""
+
+    folders: list[FolderReport]
+
+
+class Inspect(msgspec.Struct, frozen=True):
+    """Which store's files to look at; `store` picks the folder."""
+
+    store: int
+
+
+class FileProblem(msgspec.Struct, frozen=True):
+    """Something wrong with a data file as a file; `file` is relative to the store's folder."""
+
+    file: str
+    detail: str
+
+
+class InspectReply(msgspec.Struct, frozen=True):
+    """What is wrong with the files; at most 100 problems a file are told, `count` is of all."""
+
+    problems: list[FileProblem]
+    count: int
+
+
+class Rebuild(msgspec.Struct, frozen=True):
+    """What to make anew of the folder of `store`: a damaged or missing superblock, folders that
+    were exchanged (renamed to where they belong), damaged environments, an emptied folder."""
+
+    store: int
+    volume_uuid: bytes
+    store_uuid: bytes
+    chunk_size: int
+    checksum: int
+
+
+class RebuildReply(msgspec.Struct, frozen=True):
+    """Chunks that the new files hold, and sentences of what was done ("" = nothing had to be)."""
+
+    chunks: int
+    done: list[str]
+
+
+class VerifyKeys(msgspec.Struct, frozen=True):
+    """Where to go on verifying: keys greater than `after` (encoded; b"" = from the start), at most
+    `count` reports and about `bytes` payload bytes; `data` false: headers only."""
+
+    after: bytes
+    count: int
+    bytes: int
+    data: bool
+
+
+class VerifyReply(msgspec.Struct, frozen=True):
+    """`bytes` of payload were summed; `is_end`: there are no keys behind the last report."""
+
+    bytes: int
+    is_end: bool
+
+
+class MendItem(msgspec.Struct, frozen=True, array_like=True):
+    """One chunk as the index knows it, and under which key its image stands now (encoded keys)."""
+
+    key: bytes
+    found: bytes
+    length: int
+    checksum: bytes
+
+
+class Mend(msgspec.Struct, frozen=True):
+    """Images to be made whole: payload of `length` with that checksum is at `found`; afterwards it
+    stands under `key` with a good header, listed."""
+
+    items: list[MendItem]
+
+
+class MendReply(msgspec.Struct, frozen=True):
+    """Per item: whether it is whole now; false: the payload was not there."""
+
+    mended: list[bool]
 
 
 _Args = TypeVar("_Args")

@@ -1,0 +1,1 @@
+"""Verify and repair: every invariant of a volume checked, and what can be saved is saved."""
