@@ -1,7 +1,6 @@
 """An LMDB data file seen from outside: its meta pages, its blocks, its disk.  Knows no lmdb.
 
-LMDB 0.9 trusts a file's meta pages; a file shorter than they say is SIGBUS on access, so they are
-checked before LMDB sees the file.
+LMDB 0.9 trusts a file's meta pages, so they are checked before LMDB sees the file.
 """
 
 from __future__ import annotations
@@ -9,9 +8,11 @@ from __future__ import annotations
 import errno
 import os
 import struct
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from mpifs.core.errors import DamageError, FormatError, FullError, MpifsError
-from mpifs.core.limits import KV_SLACK_BYTES
+from mpifs.core.limits import KV_SLACK_BYTES, MIB
 
 DATA_NAME = "data.mdb"
 _MAGIC = 0xBEEFC0DE
@@ -40,11 +41,11 @@ _NO_ACCESS = (
 def check_file(path: str) -> None:
     """Checks a data file as far as its meta pages tell.
 
-    Raises FormatError: damaged, cut, or made on another kind of machine.
+    A file that ends before its last page may be whole: LMDB does not write pages that the same
+    transaction frees.  Raises FormatError: damaged, or made on another kind of machine.
     """
     try:
         with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
             first = file.read(_META_BYTES)
             page_bytes = _page_bytes(first)
             file.seek(page_bytes)
@@ -58,9 +59,6 @@ def check_file(path: str) -> None:
     metas = [_META.unpack_from(page, _PAGE_HEADER_BYTES) for page in (first, second)]
     newest = max(metas, key=lambda fields: int(fields[-1]))
     last_page = newest[-2]
-    length = (last_page + 1) * page_bytes
-    if length > size:
-        raise FormatError(f"{path} is cut: {size} bytes instead of {length}; run mpifs fsck")
     for depth, root in ((newest[6], newest[11]), (newest[14], newest[19])):
         if depth > _DEPTH_MAX or (root != _NO_PAGE and not 2 <= root <= last_page):
             raise FormatError(f"{path} is damaged (impossible root page); run mpifs fsck")
@@ -115,6 +113,32 @@ def grow_file(fd: int, start: int, end: int) -> bool:
         if error.errno not in _NOT_SUPPORTED:
             raise disk_failure(error, error.errno, "a data file") from error
     return True
+
+
+def stream(produce: Callable[[int], None], write: Callable[[bytes], None]) -> int:
+    """Gives `write` what `produce`, in a thread of its own, writes to the descriptor it is given.
+
+    Gives the number of bytes.  What `write` or, if that does not, `produce` raises comes through.
+    """
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+
+    def run() -> None:
+        try:
+            produce(writer)
+        finally:
+            os.close(writer)
+
+    total = 0
+    with ThreadPoolExecutor(1, "copy") as pool:
+        made = pool.submit(run)
+        try:
+            while data := os.read(reader, MIB):
+                write(data)
+                total += len(data)
+        finally:
+            os.close(reader)  # then the other end's writes fail, if it is not at its end
+    made.result()
+    return total
 
 
 def disk_free_bytes(path: str) -> int:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import lmdb
@@ -37,13 +37,14 @@ from mpifs.core.limits import (
 from mpifs.datafile import (
     DATA_NAME,
     allocated_bytes,
-    check_file,
     disk_failure,
     disk_free_bytes,
     grow_file,
     has_content,
     make_folder,
+    stream,
 )
+from mpifs.pagefile import check_pages
 
 Sync = Literal["full", "relaxed"]
 
@@ -197,11 +198,10 @@ class Environment:
         self._file = os.path.join(path, DATA_NAME)
         if create:
             make_folder(path)
-        is_new = not has_content(self._file)
-        if is_new and not create:
+        if has_content(self._file):
+            check_pages(self._file)
+        elif not create:
             raise FormatError(f"{self._file} is missing or empty; run mpifs fsck")
-        if not is_new:
-            check_file(self._file)
         self._environment, self._map_bytes = _open(path, len(databases), map_bytes, sync, create)
         try:
             self._databases = {
@@ -211,9 +211,8 @@ class Environment:
             self._environment.close()
             raise FormatError(f"{path} lacks a database of mpifs; run mpifs fsck") from error
         except lmdb.Error as error:
-            failure = _failure(error, self.path)
             self._environment.close()
-            raise failure from error
+            raise _failure(error, self.path) from error
         self._environment.reader_check()
         self._page_bytes = self._environment.stat()["psize"]
         self._fd = os.open(self._file, os.O_RDWR | os.O_CLOEXEC)
@@ -277,6 +276,13 @@ class Environment:
         elif self.reusable_bytes() < 2 * needed_bytes:
             raise FullError(f"the disk of {self.path} is full")
 
+    def last_transaction(self) -> int:
+        """Number of the last committed write transaction: it tells whether anything changed."""
+        try:
+            return self._environment.info()["last_txnid"]
+        except lmdb.Error as error:
+            raise _failure(error, self.path) from error
+
     def used_bytes(self) -> int:
         """Length of the part of the file that LMDB has used so far."""
         try:
@@ -311,6 +317,16 @@ class Environment:
         except lmdb.Error as error:
             raise _failure(error, self.path) from error
 
+    def copy_to(self, write: Callable[[bytes], None]) -> int:
+        """Gives a compacted copy of the last committed state, as a data file, to `write` in order.
+
+        Gives its length.  A read transaction is open meanwhile.  What `write` raises comes through.
+        """
+        try:
+            return stream(lambda fd: self._environment.copyfd(fd, compact=True), write)
+        except lmdb.Error as error:
+            raise _failure(error, self.path) from error
+
     def readers(self) -> int:
         """Number of read transactions open in all threads."""
         try:
@@ -338,10 +354,9 @@ class Environment:
 
 
 def _open(
-    path: str, databases: int, map_bytes: int, sync: Sync, create: bool
+    path: str, databases: int, size: int, sync: Sync, create: bool
 ) -> tuple[lmdb.Environment, int]:
     """Opens with the largest map that the address space (ulimit -v) allows."""
-    size = map_bytes
     while True:
         try:
             environment = lmdb.Environment(

@@ -1,7 +1,7 @@
 """The command `mpifs`: finds the subcommand, turns errors into one line and an exit code.
 
-Exit codes: 0 done; 1 failed; 2 usage.  Command modules import at their top only what `--help`
-needs, so that it is quick; MPI, LMDB and FUSE come when a command runs.
+Exit codes: 0 done; 1 failed; 2 usage; fsck has those of fsck(8).  Command modules import at their
+top only what `--help` needs, so that it is quick; MPI, LMDB and FUSE come when a command runs.
 """
 
 from __future__ import annotations
@@ -11,16 +11,28 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 import typer
 
 from mpifs import __version__
 
 COMMANDS = (
-    "mkfs", "mount", "umount", "status", "layout", "put", "get", "ls", "cat", "rm", "doctor",
+    "mkfs", "mount", "umount", "status", "fsck", "scrub", "layout", "put", "get", "ls", "cat", "rm",
+    "doctor",
 )  # fmt: skip
 _INTERRUPTED = 130
+
+
+class ExitCodes(NamedTuple):
+    """What a command that did not do its work ends with."""
+
+    failed: int = 1
+    usage: int = 2
+    interrupted: int = 1
+
+
+_EXIT_CODES = {"fsck": ExitCodes(failed=8, usage=16, interrupted=32)}  # as fsck(8) says.
 # typer carries a click of its own, or uses the real one; this is the right one's UsageError.
 _UsageError = cast("type[Exception]", typer.BadParameter.__mro__[1])
 
@@ -55,29 +67,33 @@ def run(arguments: list[str]) -> int:
     # The command's own module is enough, unless the user wants to see them all.
     wanted = next((word for word in arguments if not word.startswith("-")), "")
     _register([wanted] if wanted in COMMANDS else COMMANDS)
+    codes = _EXIT_CODES.get(wanted, ExitCodes())
     try:
         result = app(args=arguments, prog_name="mpifs", standalone_mode=False)
         if result == _INTERRUPTED:  # what some versions of typer make of Ctrl-C.
-            return _fail("interrupted")
+            return _fail("interrupted", codes.interrupted)
         return result if isinstance(result, int) else 0
     except _UsageError as error:
-        return _usage(error)
+        return _usage(error, codes.usage)
     except typer.Exit as end:
-        return _fail("interrupted") if end.exit_code == _INTERRUPTED else end.exit_code
+        if end.exit_code == _INTERRUPTED:
+            return _fail("interrupted", codes.interrupted)
+        return end.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted")
+        return _fail("interrupted", codes.interrupted)
     except BrokenPipeError:
         # The reader (head, less) has enough; keep Python's exit from complaining again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 1
+        return codes.failed
     except OSError as error:
-        return _fail(_sentence(error))
+        return _fail(_sentence(error), codes.failed)
     except Exception:  # noqa: BLE001 - the last stop: a defect of mpifs, shown only on demand.
         if os.environ.get("MPIFS_DEBUG"):
             traceback.print_exc()
         kind, value, _ = sys.exc_info()
         name = kind.__name__ if kind else "error"
-        return _fail(f"internal error ({name}: {value}); MPIFS_DEBUG=1 shows where")
+        sentence = f"internal error ({name}: {value}); MPIFS_DEBUG=1 shows where"
+        return _fail(sentence, codes.failed)
 
 
 def _sentence(error: OSError) -> str:
@@ -88,16 +104,16 @@ def _sentence(error: OSError) -> str:
     return f"{os.fsdecode(error.filename)}: {error.strerror}"
 
 
-def _fail(sentence: str) -> int:
+def _fail(sentence: str, code: int) -> int:
     text = f"mpifs: {sentence}".replace("\n", " ")
     sys.stderr.write(text.encode("utf-8", "backslashreplace").decode() + "\n")
-    return 1
+    return code
 
 
-def _usage(error: Exception) -> int:
+def _usage(error: Exception, code: int) -> int:
     message = getattr(error, "format_message", lambda: str(error))()
     if not message:  # no arguments at all: the help has been shown.
-        return 2
+        return code
     sentence = " ".join(str(message).split())
     sys.stderr.write(f"mpifs: {sentence} (see: mpifs --help)\n")
-    return 2
+    return code

@@ -46,7 +46,7 @@ def mount(
     from mpifs.job import assemble_mount
     from mpifs.transport.mpi import is_launched
 
-    hosts = _hosts(hostfile, host)
+    hosts = hosts_of(hostfile, host)
     if workers is None and hosts:
         workers = assemble_mount.default_workers(store, len(hosts))
     geometry = geometry_of(workers, chunk_size, replicas, checksum)
@@ -58,7 +58,8 @@ def mount(
     return assemble_mount.mount(request, foreground=foreground)
 
 
-def _hosts(hostfile: str | None, host: str | None) -> list[str]:
+def hosts_of(hostfile: str | None, host: str | None) -> list[str]:
+    """One host per worker, from the two options; [] if neither is given."""
     from mpifs.job.hosts import parse_host_list, parse_hosts
 
     if hostfile and host:

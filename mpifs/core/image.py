@@ -19,8 +19,9 @@ MAGIC = b"mpCH"
 VERSION = 1
 _BODY = struct.Struct("<4sBBHQQQI4x16s")
 _GUARD = struct.Struct("<Q")
+_WHOLE = struct.Struct("<4sBBHQQQI4x16sQ")
 IMAGE_HEADER_BYTES = 64
-assert _BODY.size + _GUARD.size == IMAGE_HEADER_BYTES
+assert _BODY.size + _GUARD.size == _WHOLE.size == IMAGE_HEADER_BYTES
 
 _KEY = struct.Struct(">QQQ")
 KEY_BYTES = 24
@@ -75,6 +76,21 @@ def decode_header(data: Buffer, offset: int = 0) -> ImageHeader:
     if length > CHUNK_BYTES_MAX:
         raise DamageError("chunk image header has an impossible length")
     return ImageHeader(kind, inode, chunk, generation, length, checksum)
+
+
+def unpack_header(head: bytes) -> tuple[bytes, int, bytes] | None:
+    """Encoded key, length and checksum of a header of 64 bytes; None where decode_header raises.
+
+    Twice as fast, for whoever looks at millions of good ones.
+    """
+    magic, version, _, reserved, inode, chunk, generation, length, checksum, guard = _WHOLE.unpack(
+        head
+    )
+    if magic != MAGIC or version != VERSION or reserved or length > CHUNK_BYTES_MAX:
+        return None
+    if guard != guard64(head[: _BODY.size]):
+        return None
+    return _KEY.pack(inode, chunk, generation), length, checksum
 
 
 def encode_key(key: ChunkKey) -> bytes:

@@ -91,6 +91,52 @@ PIECE_BYTES = MIB  # file bytes of one read or write of a command: the knee of t
 PAGE_ENTRIES = 1024  # rows of a listing or a layout in one answer, about 350 KiB at most.
 SYMLINKS_MAX = 40  # links followed in one path, as Linux does (MAXSYMLINKS).
 
+# Verify and repair, and its client.
+FSCK_QUEUE_COUNT_MAX = 1024  # findings not yet read by the client: the checks wait above it.
+FSCK_PAGE_COUNT = 256  # findings in one answer: at most 2.5 MiB, far below a frame.
+FSCK_SILENCE_S = 600.0  # a client that reads nothing for so long (a pager) has lost its run.
+FSCK_POLL_S = 0.25  # a poll waits so long for news: how soon Ctrl-C and the bar are served.
+FSCK_CANCEL_S = 15.0  # from Ctrl-C to the end of the checks; half a request's deadline.
+SCRUB_RATE_BYTES = 32 * MIB  # a second, over all workers: a tenth of a slow disk's rate each.
+SCRUB_WRITE_S = 5.0  # how much of a scrub's work a crash of rank 0 repeats.
+SCRUB_FINDINGS_MAX = 1000  # findings kept for `scrub status`; more are counted and logged.
+
+# Copies of the index on the workers, and its recovery.
+INDEX_COPIES = 2  # stores that hold the newest copy: one disk may be lost together with the index.
+INDEX_COPY_PIECE_BYTES = MIB  # of a copy in one chunk image: the knee of LMDB and of the network.
+INDEX_COPY_PIECES_MAX = 65_000  # their sums fit into one manifest piece: an index of 63 GiB.
+INDEX_COPY_PIECES_IN_FLIGHT = 4  # pieces in memory of rank 0 while a copy is written or read.
+INDEX_COPY_INTERVAL_S = 60.0  # a mounted volume's copy is that old at most, unless it is huge:
+INDEX_COPY_REST = 20  # a copy that took a second rests this many: 5 % of the time at most.
+INDEX_COPY_RATE_BYTES = 64 * MIB  # a second, while mounted: leaves the disks to the user's data.
+INDEX_COPY_TIMEOUT_S = 3600.0  # at rest nobody waits but the user who asked for the repair.
+RESTORE_NUMBER_GAP = 2**32  # skipped numbers: what was used after the copy was made is below it.
+REBUILD_BATCH_BYTES = 16 * MIB  # rows of one transaction of an index that is made anew.
+
+# Checks of the index.
+PLANNED_ROWS_MAX = 100_000  # rows of planned repairs held in memory, about 50 MB; see Snapshot.
+PLANNED_TALLIES_MAX = 10_000  # directories whose entries are counted for a planned repair.
+CENSUS_INODES_MAX = 2**21  # inodes whose names are counted at once, 17 B each in arrays.
+CENSUS_FAULTS_MAX = 100_000  # faults of one kind kept from reading all entries, about 30 MB.
+MENDED_KEPT_MAX = 50_000  # damaged rows whose findings wait for all corrections, about 30 MB.
+PATH_DEPTH_MAX = 4096  # directories above a finding's place; deeper ones are shown from there on.
+PATH_NAMES_MAX = 100_000  # names kept of inodes whose record tells none, about 25 MB.
+
+# Checks of the chunks.
+CHECK_READ_BYTES = 32 * MIB  # summed by one VERIFY: 3 s on a disk of 10 MiB/s, far from a deadline,
+CHECK_READ_COUNT = 8192  # and at most so many reports: 600 KiB.
+CHECK_AHEAD_COUNT = 4  # VERIFY answers waiting per store: a slow store does not stop the others.
+CHECK_PACED_BYTES = 8 * MIB  # summed by one VERIFY at a bounded rate: a burst of a quarter second.
+CHECK_TIMEOUT_S = 2 * REQUEST_TIMEOUT_S  # a VERIFY waits behind others in a worker's thread.
+CHECK_REQUESTS_MAX = 32  # places looked at anew at once; half of what a worker lets wait.
+SUSPECTS_MAX = 4096  # places judged together once the stores are settled, about 8 MiB.
+FACTS_MAX = 65_536  # damaged or missing refs remembered in a run; what is over comes in the next.
+MEND_COUNT_MAX = 512  # items of one MEND: its arguments stay below ARGS_BYTES_MAX.
+HEAL_BYTES_MAX = 16 * MIB  # images on their way from store to store at once, and
+HEAL_COUNT_MAX = 256  # refs changed by one commit of the index then.
+ROUNDS_MAX = 8  # repairs of a phase are repeated until nothing is left; each round mends most.
+HELD_FINDINGS_MAX = 10_000  # not repaired in a round: told once it is known that none will be.
+
 # Reserved ranges of numbers that must never be reused, committed ahead of their use.
 NUMBER_RESERVE = 2**20
 
@@ -105,6 +151,9 @@ SMALL_VALUE_BYTES_MAX = 32 * KIB  # payloads up to here live in the environment 
 SPACE_RESERVE_BYTES = 64 * MIB  # kept free on a store's disk: deleting needs room too.
 KV_READERS_MAX = 4096  # read transactions open at once in one environment; 64 B each.
 KV_SPARE_TRANSACTIONS = 16  # ended read transactions that LMDB keeps for reuse.
+TREE_PROBLEMS_MAX = 1000  # sentences about one data file: a cut one could give millions.
+TREE_CHECK_PAGES_MAX = 8192  # pages checked when an environment is opened: 0.15 s in memory,
+TREE_CHECK_S = 1.0  # and from a disk that must seek for each at most so long.
 KV_SLACK_BYTES = MIB  # allocated behind the last used page, so that deletes work on a full disk.
 
 # A worker's service.
@@ -113,3 +162,9 @@ WRITE_QUEUE_COUNT_MAX = 4096  # requests waiting for a commit; SLOT_COUNT_MAX of
 LEASES_MAX = 256  # replies sent straight from LMDB's pages at once; more are copied first.
 LEASE_CLOSE_S = 5.0  # a closing store waits so long for replies that still use its pages.
 LIST_COUNT_MAX = 16_384  # image headers in one LIST reply: 1 MiB.
+VERIFY_COUNT_MAX = 16_384  # chunk reports in one VERIFY reply: 1.1 MiB.
+VERIFY_READ_BYTES = 64 * MIB  # summed under one read transaction, which keeps freed pages unused,
+VERIFY_READ_S = 0.2  # and for so long at most.
+MEND_BYTES_MAX = 64 * MIB  # rewritten by one transaction: LMDB holds its pages in memory.
+CHECKUPS_MAX = 64  # VERIFY, INSPECT and REBUILD requests that wait for a worker's thread for them.
+PROBLEMS_MAX = 100  # problems of one file told in an INSPECT reply; the rest is only counted.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from enum import IntEnum
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 
@@ -193,6 +193,9 @@ class FolderReport(msgspec.Struct, frozen=True):
     volume_uuid: bytes = b""
     store_uuid: bytes = b""
     detail: str = ""
+    chunk_size: int = 0
+    checksum: int = 0
+    """Geometry of a whole superblock (0 else): all there is when the index is lost."""
 
 
 class SurveyReply(msgspec.Struct, frozen=True):
@@ -239,11 +242,14 @@ class RebuildReply(msgspec.Struct, frozen=True):
     done: list[str]
 
 
+_Key: TypeAlias = bytes  # in a structure with a field `bytes` that name means the field.
+
+
 class VerifyKeys(msgspec.Struct, frozen=True):
     """Where to go on verifying: keys greater than `after` (encoded; b"" = from the start), at most
     `count` reports and about `bytes` payload bytes; `data` false: headers only."""
 
-    after: bytes
+    after: _Key
     count: int
     bytes: int
     data: bool

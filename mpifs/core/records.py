@@ -29,6 +29,7 @@ DATABASES = (META, INODES, DENTRIES, REFS, XATTRS, ORPHANS, GARBAGE)
 KEY_COUNTERS = b"counters"
 KEY_GENERATION_LIMIT = b"generation-limit"
 KEY_INODE_LIMIT = b"inode-limit"
+KEY_RESTORED = b"restored"
 KEY_STORES = b"stores"
 
 INODE_VERSION = 1

@@ -13,20 +13,19 @@ import errno
 import os
 import threading
 import time
+from collections.abc import Callable
 from stat import S_IFDIR
 
 from mpifs.core import records
-from mpifs.core.errors import DamageError, FullError, PosixError
+from mpifs.core.errors import DamageError, FormatError, FullError, PosixError
 from mpifs.core.limits import NUMBER_RESERVE
 from mpifs.core.records import Counters
 from mpifs.core.superblock import Superblock
 from mpifs.core.types import ROOT_INODE, StoreEntry
+from mpifs.index.amending import Amending
 from mpifs.index.batch import Batch
-from mpifs.index.garbage import Garbage
 from mpifs.index.inode import Inode
-from mpifs.index.namespace import Namespace
 from mpifs.index.numbers import NumberRange
-from mpifs.index.orphans import Orphans
 from mpifs.index.volume import lock_folder, make_folder, read_superblock, write_superblock
 from mpifs.kv import Environment, Sync
 
@@ -36,7 +35,7 @@ _FIRST_NUMBERS = {
 }
 
 
-class Index(Namespace, Orphans, Garbage):
+class Index(Amending):
     """An open index.  Any thread may call anything but seal and commit: one committer does that.
 
     `lock` is re-entrant; holding it around several calls makes them one atomic step.
@@ -58,7 +57,7 @@ class Index(Namespace, Orphans, Garbage):
         try:
             environment = Environment(folder, records.DATABASES, create=True)
             try:
-                root = _root(superblock)
+                root = root_inode(superblock)
                 with environment.write() as transaction:
                     key = records.inode_key(root.ino)
                     transaction.put(records.INODES, key, records.encode_inode(root))
@@ -106,6 +105,10 @@ class Index(Namespace, Orphans, Garbage):
         return index
 
     _commit_lock: threading.Lock
+
+    opened_generation: int = 0
+    """The limit of generations at open: one above the last that was handed out before, if the
+    session before ended cleanly."""
 
     def seal(self) -> Batch | None:
         """Takes all changes since the last seal; None if there are none.  No I/O.
@@ -188,6 +191,14 @@ class Index(Namespace, Orphans, Garbage):
                     break
         return found
 
+    def copy_to(self, write: Callable[[memoryview | bytes], None]) -> int:
+        """Passes a compacted copy of the committed state to `write`; see kv.Environment.copy_to."""
+        return self._env.copy_to(write)
+
+    def last_transaction(self) -> int:
+        """Number of the last commit on disk: it is another one when anything has changed."""
+        return self._env.last_transaction()
+
     def used_bytes(self) -> int:
         """Bytes of the index's own environment."""
         return self._env.used_bytes()
@@ -222,7 +233,8 @@ class Index(Namespace, Orphans, Garbage):
             os.close(self._folder_lock)
 
 
-def _root(superblock: Superblock) -> Inode:
+def root_inode(superblock: Superblock) -> Inode:
+    """The root directory of an empty volume."""
     now_ns = time.time_ns()
     return Inode(
         ROOT_INODE,
@@ -250,6 +262,11 @@ def _load(make: type[Index], environment: Environment, geometry: Superblock, res
     """Reads the totals and makes the first ranges of numbers durable."""
     meta: dict[bytes, bytes] = {}
     with environment.read() as transaction:
+        if transaction.get(records.META, records.KEY_RESTORED) is not None:
+            raise FormatError(
+                f"{environment.path} was recovered but not yet reconciled with the stores; "
+                "run mpifs fsck --repair to finish the recovery"
+            )
         for key in (records.KEY_COUNTERS, records.KEY_STORES, *_FIRST_NUMBERS):
             value = transaction.get(records.META, key)
             if value is None:
@@ -259,6 +276,7 @@ def _load(make: type[Index], environment: Environment, geometry: Superblock, res
         key: NumberRange(key, records.decode_number(key, meta[key]), reserve)
         for key in _FIRST_NUMBERS
     }
+    opened_generation = limits[records.KEY_GENERATION_LIMIT].next
     stores = records.decode_stores(meta[records.KEY_STORES])
     counters = records.decode_counters(meta[records.KEY_COUNTERS])
     with contextlib.suppress(FullError):  # a full volume must open, or nothing can be deleted
@@ -270,6 +288,7 @@ def _load(make: type[Index], environment: Environment, geometry: Superblock, res
     for numbers in limits.values():
         numbers.settle(numbers.wanted)
     index = make(environment, geometry, stores, counters, limits)
+    index.opened_generation = opened_generation
     try:
         root = index.inode(ROOT_INODE)
     except PosixError as error:

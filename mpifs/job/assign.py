@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from mpifs.core.errors import FormatError
-from mpifs.core.messages import HelloReply
+from mpifs.core.messages import FolderReport, HelloReply
 from mpifs.core.types import StoreEntry, StoreState
 
 
@@ -45,6 +45,39 @@ def assign_stores(
     fresh = {entry.store for entry in stores if entry.state is StoreState.FRESH}
     ordered = sorted(taken.items(), key=lambda pair: pair[1])
     return {store: Assignment(rank, store in fresh) for rank, store in ordered}
+
+
+def assign_found(
+    volume_uuid: bytes,
+    stores: Sequence[StoreEntry],
+    folders: Mapping[int, Sequence[FolderReport]],
+) -> dict[int, int]:
+    """Store id → rank on whose host there is something of it; stores that are nowhere are left
+    out.  For checks: nothing is required, and a store's own superblock counts before a folder
+    that only has its name (damaged, emptied).  `folders` is what each rank's host has.
+    """
+    choices = {entry.store: _found_choices(volume_uuid, entry, folders) for entry in stores}
+    taken: dict[int, int] = {}
+    for entry in stores:
+        _place(entry.store, choices, taken, set())
+    return {store: rank for rank, store in sorted(taken.items(), key=lambda pair: pair[1])}
+
+
+def _found_choices(
+    volume_uuid: bytes, entry: StoreEntry, folders: Mapping[int, Sequence[FolderReport]]
+) -> list[int]:
+    """Ranks on whose hosts a store's folder may be, best first."""
+    identity = (volume_uuid, entry.uuid, entry.store)
+    name = f"worker-{entry.store}"
+    has, may = [], []
+    for rank, reports in folders.items():
+        if any((one.volume_uuid, one.store_uuid, one.store) == identity for one in reports):
+            has.append(rank)
+        elif any(one.name in (name, f"{name}.moving") and not one.store_uuid for one in reports):
+            may.append(rank)
+    return [
+        rank for ranks in (has, may) for rank in sorted(ranks, key=lambda r: (r != entry.store, r))
+    ]
 
 
 def _choices(volume_uuid: bytes, entry: StoreEntry, hellos: Mapping[int, HelloReply]) -> list[int]:

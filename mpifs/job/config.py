@@ -13,6 +13,9 @@ from dataclasses import asdict, dataclass, field
 from mpifs.core.errors import StartError
 from mpifs.job.folder import VolumeFolder
 
+SERVE = "serve"
+FSCK = "fsck"
+
 
 @dataclass(frozen=True, slots=True)
 class JobConfig:
@@ -31,6 +34,8 @@ class JobConfig:
     mpi: str = ""
     scratch: str = ""
     """TMPDIR of the job, made for it and removed with it."""
+    task: str = SERVE
+    """What rank 0 does: SERVE the volume, or FSCK it (which starts whatever is missing)."""
 
     @property
     def folder(self) -> VolumeFolder:

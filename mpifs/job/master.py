@@ -1,7 +1,8 @@
 """Rank 0: opens the index, has the stores opened, mounts, answers commands, and stops in order.
 
-    start: index → HELLO → SERVE → Vfs → control socket → mount → "ready"
-    stop:  unmount → Vfs closed (flush, commit) → index closed → STOP to the workers → "stopped"
+    start: index → HELLO → SERVE → Vfs → control socket → mount → copies of the index → "ready"
+    stop:  checks ended → unmount → Vfs closed (flush, commit) → last copy of the index →
+           index closed → STOP to the workers → "stopped"
 
 A stop is asked for by `mpifs umount` (refused while the mount is in use), by a signal (the mount
 is taken away in any case) or by an unmount from outside.
@@ -27,17 +28,24 @@ from mpifs.index.index import Index
 from mpifs.job import files, processes, rank, report
 from mpifs.job import state as job_state
 from mpifs.job.assembly import build_vfs
-from mpifs.job.config import JobConfig
+from mpifs.job.config import FSCK, JobConfig
 from mpifs.job.control import ControlServer
 from mpifs.job.crew import Crew
+from mpifs.job.fsck_live import LiveChecks
+from mpifs.job.fsck_master import FsckMaster
+from mpifs.job.fsck_service import ChecksTurn, FsckService
 from mpifs.job.options import JobOptions, parse_options
+from mpifs.job.scrub_service import ScrubService
 from mpifs.job.signals import SignalGate
 from mpifs.kv import Sync
+from mpifs.repair.copies import CopyStores
+from mpifs.repair.index_copier import IndexCopier
 from mpifs.transport.client import Client
 from mpifs.transport.endpoint import Endpoint
 
 log = logging.getLogger(__name__)
 _BUSY_GRACE_S = 2.0  # a signal's stop waits so long for users of the mount to leave.
+_COPY_AT_END_S = 10.0  # an unmount waits so long for the last copy of the index.
 _GIVE_UP_S = STOP_TIMEOUT_S + 2 * REQUEST_TIMEOUT_S
 
 
@@ -80,9 +88,12 @@ class Master:
         sync: Sync = "relaxed" if self.options.is_relaxed else "full"
         index = Index.open(self.config.folder.index, sync=sync)
         self._undo.callback(index.close)
+        copy_stores = self._copy_stores(index)
+        copier = IndexCopier(index, copy_stores)
         hellos = self.crew.greet()
         stores = index.stores()
         self.crew.serve(index.geometry, stores, hellos, relaxed=self.options.is_relaxed)
+        self._undo.callback(self._copy_at_end, copier)
         if any(entry.state is StoreState.FRESH for entry in stores):
             index.set_stores([StoreEntry(e.store, e.uuid, StoreState.ACTIVE) for e in stores])
             index.sync()
@@ -102,16 +113,41 @@ class Master:
         control.register("stop", self._on_stop)
         control.register("status", lambda args: report.status(self.config, index, vfs, self.crew))
         files.FileService(vfs).register(control)
+        checks = LiveChecks(
+            self.config.folder, index, vfs, self.client, self.crew, copier, copy_stores
+        )
+        turn = ChecksTurn()
+        fsck, scrub = FsckService(checks.check, turn), ScrubService(checks, turn)
+        fsck.register(control)
+        scrub.register(control)
         control.start()
         self._undo.callback(control.close)
+        self._undo.callback(scrub.close)
+        self._undo.callback(fsck.close)
         if self.config.mountpoint:
             mount = FuseMount(vfs, self.config.mountpoint, self.options.mount)
             mount.start()
             self._mount = mount
+            copier.start()
+            scrub.start()
             threading.Thread(target=self._await_unmount, name="unmount", daemon=True).start()
         else:
             watch = threading.Thread(target=self._await_clients, args=(control,), daemon=True)
             watch.start()
+
+    def _copy_stores(self, index: Index) -> CopyStores:
+        crew = self.crew
+        kind = index.geometry.checksum
+        return CopyStores(self.client, crew.rank_of, crew.live_stores, kind, crew.disk_of)
+
+    @staticmethod
+    def _copy_at_end(copier: IndexCopier) -> None:
+        """The last copy of the index; in a thread, because a stop waits for it only so long."""
+        thread = threading.Thread(target=copier.finish, args=(_COPY_AT_END_S,), daemon=True)
+        thread.start()
+        thread.join(_COPY_AT_END_S + 1.0)
+        if thread.is_alive():
+            log.warning("the last copy of the index takes too long: stopping without it")
 
     def _await_clients(self, control: ControlServer) -> None:
         """A job without a mount lives for one command; it must not outlive a killed one."""
@@ -168,7 +204,8 @@ def serve(config_of: Callable[[int], JobConfig], endpoint: Endpoint, gate: Signa
         rank.remember_shared_memory(config.folder, config.job)
         if config.workers != endpoint.size - 1:
             raise PosixError(errno.EINVAL, f"started with {endpoint.size - 1} workers")
-        master = Master(config, endpoint)
+        is_fsck = config.task == FSCK
+        master = FsckMaster(config, endpoint) if is_fsck else Master(config, endpoint)
     except BaseException:
         Crew(client, endpoint.size).dismiss()
         raise

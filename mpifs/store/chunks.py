@@ -1,10 +1,13 @@
-"""A worker's chunk store: chunk images in two LMDB environments, and their counters.
+"""A worker's chunk store: chunk images in three LMDB environments, and their counters.
 
 Payloads up to SMALL_VALUE_BYTES_MAX live in `small/`, others in `large/` with their images padded
 to a power of two plus 64 bytes: many small holes in the free list would make each large put ten
-times slower (0.32 → 5.9 ms).  Databases of each: `chunks` (key → image), `headers` (key → the
-image's header, because py-lmdb reads all pages of a value that a cursor stands on, and a listing
-must not read the store), `meta` (the counters).  Layout in doc/format.md, section 3.
+times slower (0.32 → 5.9 ms).  Chunks of inode 0, which no file has, are pieces of the index's
+copies; they live in `copy/`, made by the first of them, and count in no figure: so they can be
+replaced and dropped as a whole without a hole in the others.  Databases of each: `chunks` (key →
+image), `headers` (key → the image's header, because py-lmdb reads all pages of a value that a
+cursor stands on, and a listing must not read the store), `meta` (the counters).  Layout in
+doc/format.md, section 3.
 
 Invariants: a key is in `chunks` exactly when it is in `headers` of the same environment, and in
 one environment only; the counters tell the chunks and payload bytes of `headers`.  A stored chunk
@@ -14,6 +17,7 @@ never changes: the same image again is fine, another one under its key is refuse
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -23,7 +27,6 @@ from heapq import merge
 from itertools import islice
 from typing import NamedTuple, cast
 
-from mpifs.core.checksum import function_of
 from mpifs.core.errors import (
     ChunkMissingError,
     DamageError,
@@ -50,12 +53,18 @@ from mpifs.store.folder import (
     disk_of,
     lock_folder,
     make_folder,
+    put_in_place,
     read_superblock,
+    remove_folder,
     write_superblock,
 )
 from mpifs.store.side import Side, SideChange
+from mpifs.store.value import is_whole, stored_bytes
 
-__all__ = ["Change", "ChunkStore", "Image", "Lease", "stored_bytes"]
+__all__ = ["COPY_INODE", "Change", "ChunkStore", "Image", "Lease"]
+
+_log = logging.getLogger(__name__)
+COPY_INODE = 0
 
 DAMAGED_KIND = cast(ChecksumKind, 0)
 """Checksum kind in a listed header whose stored header cannot be read."""
@@ -75,13 +84,6 @@ class Change:
 
     puts: Sequence[Image] = ()
     deletes: Sequence[ChunkKey] = ()
-
-
-def stored_bytes(length: int) -> int:
-    """Size of the stored value of a chunk with `length` payload bytes."""
-    if length <= SMALL_VALUE_BYTES_MAX:
-        return IMAGE_HEADER_BYTES + length
-    return IMAGE_HEADER_BYTES + (1 << (length - 1).bit_length())
 
 
 class Lease:
@@ -106,15 +108,23 @@ class Lease:
 
 
 class ChunkStore:
-    """An open store.  Reading is for all threads; `apply`, `put_many` and `delete_many` for one."""
+    """An open store.  Reading is for all threads; `apply`, `put_many`, `delete_many` and changing a
+    side for one.
 
-    def __init__(self, folder: str, store: int, lock: int, small: Side, large: Side) -> None:
+    A damaged `copy/` keeps nobody from the chunks: it is left closed, and `mpifs fsck` mends it.
+    """
+
+    def __init__(
+        self, folder: str, store: int, lock: int, small: Side, large: Side, *, relaxed: bool
+    ) -> None:
         self.folder = folder
         self.store = store
         self._disk = disk_of(folder)
         self._lock = lock
+        self._relaxed = relaxed
         self._small = small
         self._large = large
+        self._copy = self._open_copy()
 
     @classmethod
     def open(
@@ -166,8 +176,48 @@ class ChunkStore:
                 if any(side.counters.chunks for side in sides):
                     raise FormatError(f"{folder} has chunks but no superblock; run mpifs fsck")
                 write_superblock(folder, block)
+            opened = cls(folder, store, lock, *sides, relaxed=relaxed)
             undo.pop_all()
-            return cls(folder, store, lock, *sides)
+            return opened
+
+    @property
+    def sides(self) -> list[Side]:
+        """The environments there are, the likelier ones first; `copy/` comes into being with its
+        first chunk."""
+        copy = self._copy
+        return [self._large, self._small] if copy is None else [self._large, self._small, copy]
+
+    def home(self, inode: int, length: int) -> Side:
+        """The environment that a chunk with `length` payload bytes belongs to.
+
+        Makes `copy/` if it is not there: for the changing thread.  Raises FormatError, FullError.
+        """
+        if inode != COPY_INODE:
+            return self._small if length <= SMALL_VALUE_BYTES_MAX else self._large
+        if self._copy is None:
+            self._copy = self._make_copy()
+        return self._copy
+
+    def _open_copy(self) -> Side | None:
+        path = os.path.join(self.folder, "copy")
+        if not os.path.isdir(path):
+            return None
+        try:
+            return Side(path, create=False, relaxed=self._relaxed)
+        except MpifsError as error:
+            _log.warning("index copies of store %d are not in use: %s", self.store, error)
+            return None
+
+    def _make_copy(self) -> Side:
+        """Made beside and renamed, so that a half made one is never there."""
+        path = os.path.join(self.folder, "copy")
+        if os.path.isdir(path):
+            raise FormatError(f"{path} is damaged; run mpifs fsck")
+        fresh = path + ".new"
+        remove_folder(fresh)
+        Side(fresh, create=True, relaxed=False).close()
+        put_in_place(fresh, path)
+        return Side(path, create=False, relaxed=self._relaxed)
 
     def put_many(self, images: Sequence[Image]) -> None:
         """Stores chunks durably; may be repeated.
@@ -198,55 +248,52 @@ class ChunkStore:
         """
         self._make_room(changes)
         with ExitStack() as stack:
-            small = stack.enter_context(self._small.change())
-            large = stack.enter_context(self._large.change())
+            open_changes = {side: stack.enter_context(side.change()) for side in self.sides}
             for change in changes:
                 for image in change.puts:
-                    self._put(image, small, large)
+                    self._put(image, open_changes)
                 for key in change.deletes:
                     stored = encode_key(key)
-                    if not large.delete(stored):
-                        small.delete(stored)
+                    for open_change in open_changes.values():
+                        open_change.delete(stored)
 
     def _make_room(self, changes: Sequence[Change]) -> None:
         """Refuses what does not fit before LMDB meets the full disk; deletes always pass."""
-        images = [image for change in changes for image in change.puts]
-        for side, is_small in ((self._small, True), (self._large, False)):
-            sizes = [
-                stored_bytes(image.header.length)
-                for image in images
-                if is_small is (image.header.length <= SMALL_VALUE_BYTES_MAX)
-            ]
-            needed = sum(sizes)
-            if sizes and needed + self._reserve_bytes() > side.environment.free_bytes():
+        sizes: dict[Side, list[int]] = {self._small: [], self._large: []}
+        for change in changes:
+            for image in change.puts:
+                length = image.header.length
+                home = self.home(image.header.inode, length)
+                sizes.setdefault(home, []).append(stored_bytes(length))
+        for side, wanted in sizes.items():
+            needed = sum(wanted)
+            if wanted and needed + self._reserve_bytes() > side.environment.free_bytes():
                 raise FullError(f"store {self.store} ({self.folder}) is full")
-            side.make_room(needed, len(sizes))
+            side.make_room(needed, len(wanted))
 
     def _reserve_bytes(self) -> int:
         """What is kept free: SPACE_RESERVE_BYTES, less on a tiny disk."""
         stat = os.statvfs(self.folder)
         return min(SPACE_RESERVE_BYTES, stat.f_blocks * stat.f_frsize // 16)
 
-    def _put(self, image: Image, small: SideChange, large: SideChange) -> None:
+    def _put(self, image: Image, open_changes: dict[Side, SideChange]) -> None:
         header = image.header
-        is_small = header.length <= SMALL_VALUE_BYTES_MAX
-        side, other = (small, large) if is_small else (large, small)
         key = encode_key(header.key)
         size = stored_bytes(header.length)
         data = image.data
         if len(data) != size:
             exact = data[: IMAGE_HEADER_BYTES + header.length]
             data = exact if len(exact) == size else memoryview(bytes(exact).ljust(size, b"\0"))
-        for old_side in (side, other):
-            if not old_side.has(key):
+        for change in open_changes.values():
+            if not change.has(key):
                 continue
-            old = old_side.image(key)
-            if old is not None and is_intact(old, header.key):
+            old = change.image(key)
+            if old is not None and is_whole(old) and decode_header(old).key == header.key:
                 if old[:IMAGE_HEADER_BYTES] == data[:IMAGE_HEADER_BYTES]:
                     return
                 raise PosixError(errno.EEXIST, f"store {self.store} holds another {header.key}")
-            old_side.delete(key)
-        side.put(key, data, header.length)
+            change.delete(key)
+        open_changes[self.home(header.inode, header.length)].put(key, data, header.length)
 
     def get(self, key: ChunkKey) -> Lease:
         """The image of a chunk; close the lease soon.  The payload is not verified here.
@@ -254,7 +301,7 @@ class ChunkStore:
         Raises ChunkMissingError; DamageError if the header is wrong.
         """
         stored = encode_key(key)
-        for side in (self._large, self._small):
+        for side in self.sides:
             transaction = side.environment.read()
             try:
                 value = transaction.get("chunks", stored)
@@ -277,8 +324,9 @@ class ChunkStore:
         kind DAMAGED_KIND.
         """
         start = after + b"\0" if after else b""
-        with self._small.environment.read() as small, self._large.environment.read() as large:
-            rows = merge(_rows(small, start), _rows(large, start))
+        with ExitStack() as stack:
+            open_reads = [stack.enter_context(side.environment.read()) for side in self.sides]
+            rows = merge(*(_rows(transaction, start) for transaction in open_reads))
             return [_listed(key, header) for key, header in islice(rows, count)]
 
     def stats(self) -> StoreStats:
@@ -303,25 +351,13 @@ class ChunkStore:
         Leases that stay open for LEASE_CLOSE_S keep their pages mapped until the process ends.
         """
         deadline = time.monotonic() + LEASE_CLOSE_S
-        for side in (self._small, self._large):
+        for side in self.sides:
             while side.environment.readers() and time.monotonic() < deadline:
                 time.sleep(0.005)
             side.close()
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
-
-
-def is_intact(value: memoryview, key: ChunkKey) -> bool:
-    """Whether a stored value is that chunk's whole image with the payload its header sums."""
-    try:
-        header = decode_header(value)
-        kind = ChecksumKind(header.checksum_kind)
-    except (DamageError, ValueError):
-        return False
-    end = IMAGE_HEADER_BYTES + header.length
-    payload = value[IMAGE_HEADER_BYTES:end]
-    return header.key == key and end <= len(value) and function_of(kind)(payload) == header.checksum
 
 
 def _rows(transaction: ReadTransaction, start: bytes) -> Iterator[tuple[bytes, bytes]]:

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import re
+import shutil
 
 from mpifs.core.errors import DamageError, FormatError, FullError, InUseError, MpifsError
 from mpifs.core.superblock import SUPERBLOCK_BYTES, SUPERBLOCK_NAME, Role, Superblock
@@ -49,15 +50,20 @@ def find_stores(volume_folder: str) -> list[tuple[int, bytes, bytes]]:
 
 def read_superblock(folder: str) -> Superblock | None:
     """The superblock in a folder, or None if there is none.  Raises FormatError, DamageError."""
+    data = superblock_bytes(folder)
+    return None if data is None else decode_superblock(data, os.path.join(folder, SUPERBLOCK_NAME))
+
+
+def superblock_bytes(folder: str) -> bytes | None:
+    """What stands where a folder's superblock should, or None.  Raises FormatError, DamageError."""
     path = os.path.join(folder, SUPERBLOCK_NAME)
     try:
         with open(path, "rb") as file:
-            data = file.read(SUPERBLOCK_BYTES + 1)
+            return file.read(SUPERBLOCK_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise _failure(error, path) from error
-    return decode_superblock(data, path)
 
 
 def write_superblock(folder: str, block: Superblock) -> None:
@@ -76,6 +82,26 @@ def write_superblock(folder: str, block: Superblock) -> None:
             _sync_folder(place)
     except OSError as error:
         raise _failure(error, path) from error
+
+
+def put_in_place(fresh: str, path: str) -> None:
+    """Renames what is durable already, durably; a file replaces one that is there."""
+    try:
+        os.rename(fresh, path)
+        for place in {os.path.dirname(os.path.abspath(name)) for name in (fresh, path)}:
+            _sync_folder(place)
+    except OSError as error:
+        raise _failure(error, path) from error
+
+
+def remove_folder(folder: str) -> None:
+    """Removes a folder with all that is in it, if it is there."""
+    try:
+        shutil.rmtree(folder)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _failure(error, folder) from error
 
 
 def make_folder(folder: str) -> None:
@@ -136,6 +162,25 @@ def lock_folder(folder: str) -> int:
             ) from None
         raise _failure(error, path) from error
     return fd
+
+
+def check_unused(folder: str) -> None:
+    """Raises InUseError if a process serves the store; touches nothing."""
+    path = os.path.join(folder, LOCK_NAME)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _failure(error, path) from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            raise _failure(error, path) from error
+        raise InUseError(f"{folder} is in use; unmount the volume there first") from None
+    finally:
+        os.close(fd)
 
 
 def _sync_folder(path: str) -> None:

@@ -2,9 +2,10 @@
 
     waiting ──SERVE──▶ serving ──STOP, or rank 0 silent──▶ stopping ──queue empty, closed──▶ stopped
 
-`handle`, `idle` and `should_stop` are called by the service loop's thread.  PUT and DELETE are
-answered from the writer's thread, once durable; everything else at once.  A GET is sent straight
-from LMDB's pages: its read transaction lives until `on_sent`.
+`handle`, `idle` and `should_stop` are called by the service loop's thread.  PUT, DELETE and MEND
+are answered from the writer's thread, once durable; VERIFY, INSPECT and REBUILD from that of
+`Checkup`; everything else at once.  A GET is sent straight from LMDB's pages: its read transaction
+lives until `on_sent`.
 
 No bytes of a request can make `handle` raise: every failure is an answer with an errno and a
 sentence.  Payloads are verified on arrival, so damage on the way is EBADMSG and never stored.
@@ -18,6 +19,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 from mpifs.core.checksum import ChecksumFunction, function_of
 from mpifs.core.errors import (
@@ -35,6 +37,7 @@ from mpifs.core.limits import (
     CHUNK_BYTES_MAX,
     CHUNK_BYTES_MIN,
     HEARTBEAT_S,
+    INDEX_COPY_PIECE_BYTES,
     LEASE_CLOSE_S,
     LEASES_MAX,
     LIST_COUNT_MAX,
@@ -45,13 +48,19 @@ from mpifs.core.messages import (
     HelloReply,
     Kind,
     ListKeys,
+    Mend,
+    MendReply,
     Serve,
     decode_args,
     encode_args,
 )
 from mpifs.core.types import ChecksumKind
-from mpifs.store.chunks import Change, ChunkStore, Image, Lease, stored_bytes
+from mpifs.store.checkup import Checkup
+from mpifs.store.chunks import COPY_INODE, Change, ChunkStore, Image, Lease
 from mpifs.store.folder import find_stores, store_folder
+from mpifs.store.mend import Mender
+from mpifs.store.survey import survey
+from mpifs.store.value import stored_bytes
 from mpifs.store.writer import Job, Writer
 from mpifs.transport.server import Request
 
@@ -81,16 +90,22 @@ class StoreService:
         self._leases = threading.BoundedSemaphore(LEASES_MAX)
         self._is_stopped = threading.Event()
         self._looked_s = self._heard_s = clock()
+        self._checkup = checkup = Checkup(volume_folder, self._being_served)
         self._handlers: dict[int, Callable[[Request], None]] = {
             Kind.HELLO: self._hello,
             Kind.SERVE: self._serve,
             Kind.PING: self._ping,
             Kind.STATS: self._stats,
             Kind.STOP: self._stop,
+            Kind.SURVEY: self._survey,
+            Kind.INSPECT: partial(checkup.submit, checkup.inspect),
+            Kind.REBUILD: partial(checkup.submit, checkup.rebuild),
             Kind.PUT: self._put,
             Kind.GET: self._get,
             Kind.DELETE: self._delete,
             Kind.LIST: self._list,
+            Kind.VERIFY: partial(checkup.submit, checkup.verify),
+            Kind.MEND: self._mend,
         }
 
     @property
@@ -135,6 +150,7 @@ class StoreService:
     def close(self) -> None:
         """Commits what is queued and closes the store; waits at most LEASE_CLOSE_S twice."""
         store, self._store = self._store, None
+        self._checkup.stop()
         if self._writer is not None:
             if store is not None:
                 self._writer.stop(store.close)
@@ -145,6 +161,10 @@ class StoreService:
         if self._store is None:
             raise FormatError("this worker serves no store yet")
         return self._store
+
+    def _being_served(self) -> tuple[ChunkStore, ChecksumFunction] | None:
+        store = self._store
+        return None if store is None else (store, self._sum)
 
     def _known_free(self) -> int:
         """Free bytes of the store, at most FREE_AGE_S old."""
@@ -182,6 +202,9 @@ class StoreService:
         self._writer = Writer(store, f"store-{serve.store}-writer")
         request.reply(args=encode_args(store.stats()), free=self._known_free())
 
+    def _survey(self, request: Request) -> None:
+        request.reply(args=encode_args(survey(self._volume_folder)))
+
     def _ping(self, request: Request) -> None:
         request.reply(free=self._known_free())
 
@@ -192,6 +215,7 @@ class StoreService:
 
     def _stop(self, request: Request) -> None:
         store, self._store = self._store, None  # from here on nothing begins to read
+        self._checkup.stop()
 
         def at_end() -> None:
             if store is not None:
@@ -215,7 +239,8 @@ class StoreService:
             raise PosixError(errno.EBADMSG, f"damaged on the way: {error}") from error
         images = []
         for header, image in cut:
-            if header.checksum_kind != served.checksum or header.length > served.chunk_size:
+            most = INDEX_COPY_PIECE_BYTES if header.inode == COPY_INODE else served.chunk_size
+            if header.checksum_kind != served.checksum or header.length > most:
                 raise ProtocolError(f"{header.key} does not fit this volume's geometry")
             if self._sum(image[IMAGE_HEADER_BYTES:]) != header.checksum:
                 raise PosixError(errno.EBADMSG, f"{header.key} was damaged on the way")
@@ -230,6 +255,26 @@ class StoreService:
             raise ProtocolError(f"DELETE of {len(keys)} chunks; {BATCH_COUNT_MAX} are allowed")
         self._submit(request, Change(deletes=keys), len(keys) * KEY_BYTES)
 
+    def _mend(self, request: Request) -> None:
+        store, served = self._open_store(), self._served
+        assert served is not None
+        items = decode_args(request.args, Mend).items
+        for item in items:
+            if {len(item.key), len(item.found)} != {KEY_BYTES} or len(item.checksum) != 16:
+                raise ProtocolError("MEND with an impossible key or checksum")
+            if not 0 <= item.length <= CHUNK_BYTES_MAX:
+                raise ProtocolError("MEND with an impossible length")
+        mender = Mender(store, ChecksumKind(served.checksum), items)
+        mended: list[bool] = []
+
+        def done(failure: MpifsError | None) -> None:
+            if failure is not None:
+                request.refuse(failure)
+            else:
+                request.reply(args=encode_args(MendReply(mended)), free=self._known_free())
+
+        self._queue(Job(Change(), len(request.args), done, lambda: mended.extend(mender.run())))
+
     def _submit(self, request: Request, change: Change, size: int) -> None:
         def done(failure: MpifsError | None) -> None:
             if failure is not None:
@@ -239,7 +284,10 @@ class StoreService:
             request.done()
 
         self._open_store()
-        if self._writer is None or not self._writer.submit(Job(change, size, done)):
+        self._queue(Job(change, size, done))
+
+    def _queue(self, job: Job) -> None:
+        if self._writer is None or not self._writer.submit(job):
             raise PosixError(errno.EAGAIN, "this worker's write queue is full, or it is stopping")
 
     def _get(self, request: Request) -> None:

@@ -1,4 +1,4 @@
-"""One of the two environments of a chunk store, with its counters.
+"""One of the three environments of a chunk store, with its counters.
 
 The counters stand in `meta` under COUNTERS_KEY and are written in the transaction that changes
 them.  A record that is damaged or disagrees with the number of headers is counted anew at open.
@@ -6,20 +6,22 @@ them.  A record that is damaged or disagrees with the number of headers is count
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from mpifs.core.checksum import guard64
+from mpifs.core.checksum import Buffer, guard64
 from mpifs.core.errors import DamageError, FullError
 from mpifs.core.image import IMAGE_HEADER_BYTES, decode_header
 from mpifs.kv import Environment, WriteTransaction
 
 COUNTERS_KEY = b"counters"
+SIDES = ("small", "large", "copy")
+DATABASES = ("chunks", "headers", "meta")
 _COUNTERS = struct.Struct("<QQ")
 _GUARD = struct.Struct("<Q")
-_DATABASES = ("chunks", "headers", "meta")
 _PAGE_BYTES = 4096
 _COMMIT_BYTES = 16 * _PAGE_BYTES  # pages of the trees and the free list that a commit rewrites
 
@@ -43,21 +45,33 @@ class SideChange:
         return self._transaction.get("headers", key) is not None
 
     def image(self, key: bytes) -> memoryview | None:
-        """The stored value, valid until the next call."""
+        """The stored value, valid until the next change."""
         return self._transaction.get("chunks", key)
 
-    def put(self, key: bytes, value: memoryview, length: int) -> None:
+    def listed(self, key: bytes) -> memoryview | None:
+        """The header in the listing, valid until the next change."""
+        return self._transaction.get("headers", key)
+
+    def put(self, key: bytes, value: Buffer, length: int) -> None:
         """Stores the value of a new chunk with `length` payload bytes.  Requires: not has(key)."""
         self._transaction.put("headers", key, value[:IMAGE_HEADER_BYTES])
         self._transaction.put("chunks", key, value)
         self.counters = Counters(self.counters.chunks + 1, self.counters.payload_bytes + length)
+
+    def relist(self, key: bytes, header: bytes) -> None:
+        """Makes `header` the listed one of a chunk whose image is there, listed or not."""
+        old = self.listed(key)
+        chunks, payload_bytes = self.counters
+        payload_bytes += length_of(header) - (0 if old is None else length_of(old))
+        self.counters = Counters(chunks + (old is None), max(0, payload_bytes))
+        self._transaction.put("headers", key, header)
 
     def delete(self, key: bytes) -> bool:
         """Removes a chunk; False if there is none."""
         header = self._transaction.get("headers", key)
         if header is None:
             return self._transaction.delete("chunks", key)
-        length = _length(header)
+        length = length_of(header)
         self._transaction.delete("headers", key)
         self._transaction.delete("chunks", key)
         self.counters = Counters(
@@ -71,9 +85,15 @@ class Side:
 
     def __init__(self, path: str, *, create: bool, relaxed: bool) -> None:
         self.environment = Environment(
-            path, _DATABASES, sync="relaxed" if relaxed else "full", create=create
+            path, DATABASES, sync="relaxed" if relaxed else "full", create=create
         )
+        self._is_stale = False
         self.counters = self._read_counters()
+
+    @property
+    def name(self) -> str:
+        """`small`, `large` or `copy`."""
+        return os.path.basename(self.environment.path)
 
     def make_room(self, needed_bytes: int, count: int) -> None:
         """Prepares for `count` values with `needed_bytes` in all.  Raises FullError.
@@ -93,9 +113,9 @@ class Side:
         with self.environment.write() as transaction:
             change = SideChange(transaction, self.counters)
             yield change
-            if change.counters != self.counters:
+            if change.counters != self.counters or self._is_stale:
                 transaction.put("meta", COUNTERS_KEY, _encode(change.counters))
-        self.counters = change.counters
+        self.counters, self._is_stale = change.counters, False
 
     def close(self) -> None:
         """Closes the environment; its map stays as long as a reader is open."""
@@ -107,11 +127,12 @@ class Side:
             counters = _decode(transaction.get("meta", COUNTERS_KEY))
             if counters is not None and counters.chunks == count:
                 return counters
-            total = sum(_length(header) for _, header in transaction.scan("headers"))
+            self._is_stale = count > 0 or counters is not None
+            total = sum(length_of(header) for _, header in transaction.scan("headers"))
             return Counters(count, total)
 
 
-def _length(header: memoryview) -> int:
+def length_of(header: Buffer) -> int:
     """Payload bytes that a stored header tells; 0 if it is damaged."""
     try:
         return decode_header(header).length

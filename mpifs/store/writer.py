@@ -37,11 +37,15 @@ class Writable(Protocol):
 
 
 class Job(NamedTuple):
-    """A change, how many bytes it holds in memory, and whom to tell (in the writer's thread)."""
+    """A change, how many bytes it holds in memory, and whom to tell (in the writer's thread).
+
+    `action`, if there is one, is done instead of the change: alone, with transactions of its own.
+    """
 
     change: Change
     size: int
     done: Callable[[MpifsError | None], None]
+    action: Callable[[], None] | None = None
 
 
 class Writer:
@@ -105,13 +109,18 @@ class Writer:
         size = 0
         while self._queue and len(group) < COMMIT_OPERATIONS_MAX:
             size += self._queue[0].size
-            if group and size > COMMIT_BYTES_MAX:
+            is_alone = self._queue[0].action is not None or bool(group and group[0].action)
+            if group and (is_alone or size > COMMIT_BYTES_MAX):
                 break
             group.append(self._queue.popleft())
             self._queued_bytes -= group[-1].size
         return group
 
     def _commit(self, group: list[Job]) -> None:
+        action = group[0].action
+        if action is not None:
+            self._tell(group[0], self._attempt(action))
+            return
         failure = self._apply([job.change for job in group])
         for job in group:
             result = failure
@@ -120,8 +129,11 @@ class Writer:
             self._tell(job, result)
 
     def _apply(self, changes: list[Change]) -> MpifsError | None:
+        return self._attempt(lambda: self._store.apply(changes))
+
+    def _attempt(self, action: Callable[[], None]) -> MpifsError | None:
         try:
-            self._store.apply(changes)
+            action()
         except MpifsError as error:
             return error
         except Exception as error:  # noqa: BLE001 - a dead writer would hang every request

@@ -143,6 +143,10 @@ class Client:
         else:
             self._retired.append((pending, slot))
 
+    def retire(self, pending: _Pending, slot: Slot) -> None:
+        """Called by a request that nobody waits for any more."""
+        self._retired.append((pending, slot))
+
     @property
     def retired_count(self) -> int:
         """Requests given up whose slots wait for a late reply or for the peer's death."""

@@ -5,7 +5,8 @@
     any ──deadline, dead peer, bad reply──► over, retired; `sweep` empties the slot
 
 A slot's tags are used again only when nothing can arrive on them any more.  A request that has
-missed its deadline therefore stays retired until its late reply has been received and dropped.
+missed its deadline, or that its asker dropped, therefore stays retired until its late reply has
+been received and dropped.
 """
 
 from __future__ import annotations
@@ -52,6 +53,11 @@ class Owner(Protocol):
 
     def release(self, pending: Pending, slot: Slot, is_empty: bool) -> None:
         """Takes the slot back for use (is_empty) or for sweeping."""
+        ...
+
+    def retire(self, pending: Pending, slot: Slot) -> None:
+        """Takes the slot back for sweeping later.  One atomic step: called by `__del__`, so at any
+        moment of any thread."""
         ...
 
 
@@ -113,6 +119,14 @@ class Pending:
         self._body = _NOTHING
         self._reply: Reply | None = None
         self._error: MpifsError | None = None
+
+    def __del__(self) -> None:
+        """Who drops a request gives it up.  It must live on until it is swept: MPI still writes
+        into its buffers when the peer answers, whoever has got that memory by then."""
+        if self._stage is not _Stage.OVER:
+            self._error = MpifsError(f"a request to rank {self.rank} was given up")
+            self._stage = _Stage.OVER
+            self._owner.retire(self, self._slot)
 
     # For the client, while it starts the request.
 

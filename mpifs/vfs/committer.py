@@ -14,7 +14,7 @@ import threading
 import time
 
 from mpifs.core.errors import FullError, MpifsError
-from mpifs.core.limits import BATCH_COUNT_MAX, DIRTY_AGE_MAX_S
+from mpifs.core.limits import BATCH_COUNT_MAX, DIRTY_AGE_MAX_S, REQUEST_TIMEOUT_S
 from mpifs.data.reclaim import Reclaim
 from mpifs.index.batch import Batch
 from mpifs.index.index import Index
@@ -24,6 +24,7 @@ from mpifs.vfs.writeback import WriteBack
 
 log = logging.getLogger(__name__)
 
+_SETTLE_LOOK_S = 0.02  # `idle` is told of only when nothing at all is on its way.
 _CLEAN_ROUNDS = 64  # batches of garbage per tick, so that one tick stays short.
 
 
@@ -140,6 +141,22 @@ class Committer:
     def sync(self) -> None:
         """sync(2): everything durable."""
         self.flush_all()
+        self.commit()
+
+    def settle(self) -> None:
+        """When it returns, every chunk that was stored before the call is committed or garbage.
+
+        Waits for what is on its way now, not for what is written meanwhile: a busy writer cannot
+        keep a check waiting.  Raises MpifsError at the deadline, and what the disk says.
+        """
+        deadline = time.monotonic() + REQUEST_TIMEOUT_S * 2
+        for data in list(self._writeback.files.values()):
+            with data.lock:
+                flying = list(data.in_flight)
+                while not all(buffer.is_done for buffer in flying):
+                    if time.monotonic() > deadline:
+                        raise MpifsError("workers do not take the data on its way to them")
+                    data.idle.wait(_SETTLE_LOOK_S)
         self.commit()
 
     def check_room(self) -> None:

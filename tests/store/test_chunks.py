@@ -28,8 +28,9 @@ from mpifs.core.errors import (
 from mpifs.core.image import IMAGE_HEADER_BYTES, decode_header, encode_key
 from mpifs.core.limits import KIB, MIB, SMALL_VALUE_BYTES_MAX
 from mpifs.core.types import ChecksumKind, ChunkKey
-from mpifs.store.chunks import Change, ChunkStore, stored_bytes
+from mpifs.store.chunks import Change, ChunkStore
 from mpifs.store.folder import find_stores, store_folder
+from mpifs.store.value import stored_bytes
 from tests.store.images import STORE, VOLUME, image, image_bytes, open_store
 
 SIZES = [0, 1, 4096, SMALL_VALUE_BYTES_MAX, SMALL_VALUE_BYTES_MAX + 1, 65536, 100_000]

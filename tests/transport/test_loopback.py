@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 
 import pytest
 
 from mpifs.core.errors import PeerDeadError, ProtocolError
-from mpifs.core.messages import TAG_REPLY_BASE, Kind
+from mpifs.core.messages import (
+    MESSAGE_BYTES_MAX,
+    TAG_REPLY_BASE,
+    Kind,
+    decode_header,
+    encode_header,
+)
 from mpifs.transport.client import Client
-from mpifs.transport.endpoint import Endpoint
+from mpifs.transport.endpoint import TAG_REPLY_DATA_BASE, Endpoint
 from mpifs.transport.loopback import make_loopbacks, make_world
 from tests.transport import contract
 
@@ -74,3 +81,38 @@ def test_cancelled_receive_leaves_the_message_for_the_next() -> None:
     assert buffer == b"four"
     one.close()
     two.close()
+
+
+def _answer(peer: Endpoint, body: bytes) -> int:
+    """Answers the next request with a long body; its slot."""
+    incoming = peer.probe()
+    assert incoming is not None
+    message = bytearray(MESSAGE_BYTES_MAX)
+    incoming.receive(message)
+    header = decode_header(message)
+    answer = header._replace(args_bytes=0, body_bytes=len(body), bell=b"")
+    peer.isend(0, TAG_REPLY_BASE + header.slot, encode_header(answer))
+    peer.isend(0, TAG_REPLY_DATA_BASE + header.slot, body)
+    return header.slot
+
+
+def test_a_dropped_request_lives_until_its_answer_has_come() -> None:
+    """Its buffers are MPI's until then: freed, they would be written into when others use them."""
+    asker, peer = make_loopbacks(2)
+    client = Client(asker)
+    client.start(1, Kind.GET, args=b"key")  # nobody keeps it.
+    gc.collect()
+    assert client.retired_count == 1
+    second = client.start(1, Kind.GET, args=b"key")
+    assert client.retired_count == 1
+    slots = [_answer(peer, bytes(100_000)), _answer(peer, b"2" * 100_000)]
+    assert slots == [0, 1]
+    assert second.wait().body == b"2" * 100_000
+    third = client.start(1, Kind.GET, args=b"key")  # sweeps: the late answer is thrown away.
+    fourth = client.start(1, Kind.GET, args=b"key")
+    assert client.retired_count == 0
+    assert {_answer(peer, b"3" * 100_000), _answer(peer, b"4" * 100_000)} == {0, 1}
+    assert third.wait().body == b"3" * 100_000
+    assert fourth.wait().body == b"4" * 100_000
+    asker.close()
+    peer.close()

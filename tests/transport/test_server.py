@@ -143,8 +143,9 @@ def test_silent_peer_costs_the_deadline_and_no_more(rig: Rig) -> None:
     request = rig.got.pop()
     request.reply()
     request.done()
-    rig.client.start(1, Kind.PING)
+    swept_by = rig.client.start(1, Kind.PING)
     assert rig.client.retired_count == 0
+    assert not swept_by.poll()
 
 
 def test_slots_are_bounded(rig: Rig, monkeypatch) -> None:
@@ -210,5 +211,6 @@ def test_body_under_way_at_the_deadline_leaves_the_buffer_alone(rig: Rig) -> Non
     assert pending.is_settled
     rig.worker.isend(0, TAG_REPLY_DATA_BASE + header.slot, b"x" * 100_000)
     assert into == bytes(100_000)
-    rig.client.start(1, Kind.PING)
+    swept_by = rig.client.start(1, Kind.PING)
     assert rig.client.retired_count == 0
+    assert not swept_by.poll()

@@ -1,0 +1,387 @@
+"""What can still be read of a tree of an LMDB file whose pages are damaged.
+
+One wrong byte costs at most the record it stands in: the places of a page's nodes are told twice,
+by the list at its beginning and by the nodes' own lengths, and where one of the two does not add
+up, the other one does.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from mpifs.core import tree_page
+from mpifs.core.limits import CHUNK_BYTES_MAX
+from mpifs.core.tree_check import PageSet
+from mpifs.core.tree_page import NO_PAGE, Node, Order, PageError, Tree
+
+Row = tuple[bytes, memoryview]
+Range = tuple[bytes, "bytes | None"]
+
+_NODE = struct.Struct("<IHH")
+_MENDS_MAX = 64  # wrong page numbers looked after, 1 ms each: a cut file has thousands
+VALUE_BYTES_MAX = 2 * CHUNK_BYTES_MAX  # nothing longer is stored in any database of mpifs
+
+
+class _Place(NamedTuple):
+    """A page to be read: keys from `low` to `high` belong there.
+
+    The wide bounds are those if one of the two separators is wrong.
+    """
+
+    number: int
+    low: bytes
+    high: bytes | None
+    wide_low: bytes
+    wide_high: bytes | None
+    level: int
+
+
+class TreeRows:
+    """Reads one tree; `lost` takes the ranges of keys in which rows may have been missed.
+
+    `read(page, bytes)` gives bytes from a page on, or less.  Pages of `free` are not believed to
+    be part of the tree.  A page number that leads nowhere is mended, if there is just one page
+    that has one other byte in its number, `is_unclaimed` (nothing in the file leads to it) and has
+    the keys that are missing.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[int, int], bytes],
+        page_bytes: int,
+        last: int,
+        free: PageSet | None = None,
+        is_unclaimed: Callable[[int], bool] | None = None,
+    ) -> None:
+        self._read = read
+        self._page_bytes = page_bytes
+        self._last = last
+        self._free = free
+        self._is_unclaimed = is_unclaimed
+        self._seen = PageSet(last)
+        self._mends = 0
+        self.lost: list[Range] = []
+
+    def rows(self, tree: Tree, kind: int, order: Order = tree_page.key_order) -> Iterator[Row]:
+        """All rows that can be reached.  `kind` is the flag of the tree's short nodes."""
+        count = 0
+        stack = []
+        if tree.root != NO_PAGE:
+            stack.append(_Place(tree.root, b"", None, b"", None, 1))
+        while stack:
+            place = stack.pop()
+            page = self._page(place)
+            if page is None or not _is_whole(page, place, tree, kind, order):
+                place = self._mended(place, tree, kind, order) or place
+                page = self._page(place)
+            below = None if page is None else self._below(page, place, tree, kind, order)
+            if page is None or below is None:
+                self._lose(place.low, place.high)
+                continue
+            self._seen.add(place.number)
+            children, nodes = below
+            stack += children
+            for node in nodes:
+                value = self._value(page, node)
+                if value is None:
+                    self._lose(order(node.key), order(node.key) + b"\0")
+                else:
+                    count += 1
+                    yield node.key, value
+        if self._free is None and not self.lost and count != tree.entries:
+            self._lose(b"", None)  # something has led to pages of another state, which are free
+
+    def _lose(self, low: bytes, high: bytes | None) -> None:
+        if high is None or low < high:
+            self.lost.append((low, high))
+
+    def _page(self, place: _Place) -> bytes | None:
+        """The page, unless it cannot be one of this tree."""
+        number = place.number
+        if not 2 <= number <= self._last or place.level > tree_page.DEPTH_MAX:
+            return None
+        if number in self._seen or (self._free is not None and number in self._free):
+            return None
+        page = self._read(number, self._page_bytes)
+        return page if len(page) == self._page_bytes else None
+
+    def _mended(self, place: _Place, tree: Tree, kind: int, order: Order) -> _Place | None:
+        """The place with the number that was meant, if there is no doubt."""
+        found = []
+        for number in self._unclaimed_like(place.number):
+            other = place._replace(number=number)
+            page = self._page(other)
+            if page is not None and _is_whole(page, other, tree, kind, order):
+                found.append(other)
+        return found[0] if len(found) == 1 else None
+
+    def _unclaimed_like(self, number: int) -> Iterator[int]:
+        """Pages that nothing leads to, and whose number has one other byte."""
+        if self._is_unclaimed is not None and self._mends < _MENDS_MAX:
+            self._mends += 1
+            for shift in range(0, 64, 8):
+                for change in range(1, 256):
+                    if self._is_unclaimed(number ^ change << shift):
+                        yield number ^ change << shift
+
+    def _below(
+        self, page: bytes, place: _Place, tree: Tree, kind: int, order: Order
+    ) -> tuple[list[_Place], list[Node]] | None:
+        """Pages and records below a page; None if it does not belong here."""
+        if _is_branch(page, place.level < tree.depth):
+            children = self._children(page, place, order)
+            return None if children is None else (children, [])
+        nodes = self._nodes(page, place, kind, order)
+        return None if nodes is None else ([], nodes)
+
+    def _children(self, page: bytes, place: _Place, order: Order) -> list[_Place] | None:
+        """The pages below, the first one last."""
+        nodes: list[tuple[bytes | None, int]]
+        try:
+            nodes = list(zip(*tree_page.read_branch(page, place.number), strict=True))
+        except PageError:
+            nodes = salvage_branch(page, order)
+        keys = [None if key is None else order(key) for key, _ in nodes[1:]]
+        if not _are_inside([key for key in keys if key is not None], place):
+            return None
+        good = _in_order(keys)
+        lows: list[bytes] = [place.wide_low, place.low]
+        highs: list[bytes | None] = [place.wide_high, place.high]
+        highs += [key for key in reversed(good) if key is not None]
+        children = []
+        for (_, child), key in zip(nodes, [None, *good], strict=True):
+            if key is not None:
+                lows.append(key)
+                highs.pop()
+            bounds = (lows[-1], highs[-1], lows[-2], highs[-2])
+            children.append(_Place(child, *bounds, place.level + 1))
+        return children[::-1]
+
+    def _nodes(self, page: bytes, place: _Place, kind: int, order: Order) -> list[Node] | None:
+        """The records of a leaf; what is missing among them is noted as lost."""
+        nodes: list[Node | None]
+        try:
+            if kind == tree_page.NODE_TREE:
+                raise PageError  # its lengths fill the page and may be wrong nevertheless
+            tree_page.read_leaf(page, place.number, kind)
+            places = tree_page.node_places(page, place.number, tree_page.LEAF)
+            nodes = [*tree_page.leaf_nodes(page, places)]
+        except PageError:
+            nodes = salvage_leaf(page, kind, order)
+        keys = [None if node is None else order(node.key) for node in nodes]
+        known = [key for key in keys if key is not None]
+        if not known or not _are_inside(known, place):
+            return None
+        high = place.high
+        good = [
+            key if key is not None and key >= place.low and (high is None or key < high) else None
+            for key in _in_order(keys)
+        ]
+        if None in good:
+            self._lose_gaps(good, place)
+        return [node for node in nodes if node is not None]
+
+    def _lose_gaps(self, keys: list[bytes | None], place: _Place) -> None:
+        """Notes the ranges between known keys in which there are unknown ones."""
+        low = place.low
+        is_gap = False
+        for key in keys:
+            if key is None:
+                is_gap = True
+                continue
+            if is_gap:
+                self._lose(low, key)
+            is_gap = False
+            low = key + b"\0"
+        if is_gap:
+            self._lose(low, place.high)
+
+    def _value(self, page: bytes, node: Node) -> memoryview | None:
+        """The value, if it can be where the node says."""
+        if not node.is_long:
+            return memoryview(page)[node.value_at : node.value_at + node.value_bytes]
+        number = node.value_at
+        length = tree_page.HEADER_BYTES + node.value_bytes
+        needed = (length - 1) // self._page_bytes + 1
+        run = self._run_at(number)
+        if run != needed:
+            found = [n for n in self._unclaimed_like(number) if self._run_at(n) == needed]
+            if len(found) == 1:
+                number = found[0]
+            elif run:
+                length = min(length, run * self._page_bytes)
+        if not 2 <= number <= self._last or length > VALUE_BYTES_MAX:
+            return None
+        data = self._read(number, length)
+        return memoryview(data)[tree_page.HEADER_BYTES :] if len(data) == length else None
+
+    def _run_at(self, number: int) -> int:
+        """Pages of the long value that begins at a page; 0 if none does."""
+        if not 2 <= number <= self._last:
+            return 0
+        try:
+            return tree_page.long_run(self._read(number, tree_page.HEADER_BYTES), number)
+        except PageError:
+            return 0
+
+
+def joined(ranges: list[Range]) -> list[Range]:
+    """The same ranges in key order, none overlapping another."""
+    result: list[Range] = []
+    for low, high in sorted(ranges, key=lambda one: one[0]):
+        if result:
+            start, end = result[-1]
+            if end is None or low <= end:
+                result[-1] = (start, None if end is None or high is None else max(end, high))
+                continue
+        result.append((low, high))
+    return result
+
+
+def _is_branch(page: bytes, is_expected: bool) -> bool:
+    """What a page says that it is; where it says neither, what it should be."""
+    flags = int.from_bytes(page[10:12], "little")
+    return flags == tree_page.BRANCH or (flags != tree_page.LEAF and is_expected)
+
+
+def _is_whole(page: bytes, place: _Place, tree: Tree, kind: int, order: Order) -> bool:
+    """Whether a page is without a fault and all its keys belong to the place."""
+    try:
+        if place.level < tree.depth:
+            keys = tree_page.read_branch(page, place.number)[0][1:]
+        else:
+            keys = tree_page.read_leaf(page, place.number, kind)[0]
+    except PageError:
+        return False
+    ordered = [order(key) for key in keys]
+    is_inside = place.low <= ordered[0] and (place.high is None or ordered[-1] < place.high)
+    return is_inside and tree_page.is_ordered(ordered)
+
+
+def _are_inside(keys: list[bytes], place: _Place) -> bool:
+    """Whether keys belong to a page, most of them at least."""
+    low, high = place.wide_low, place.wide_high
+    inside = sum(1 for key in keys if low <= key and (high is None or key < high))
+    return inside * 2 >= len(keys)
+
+
+def _in_order(keys: list[bytes | None]) -> list[bytes | None]:
+    """The keys, None for each pair of neighbours that are not in order: one of them is wrong."""
+    good = list(keys)
+    last = -1
+    for index, key in enumerate(keys):
+        if key is None:
+            continue
+        before = keys[last] if last >= 0 else None
+        if before is not None and before >= key:
+            good[last] = good[index] = None
+        last = index
+    return good
+
+
+def salvage_leaf(page: bytes, kind: int, order: Order) -> list[Node | None]:
+    """What can be read of a leaf, in key order; None stands for a record that is lost."""
+    places, is_tiled = _find_places(page, lambda at: _leaf_end(page, at, kind))
+    ends = _ends(places, len(page))
+    nodes: list[Node | None] = []
+    for at in places:
+        if kind == tree_page.NODE_TREE:
+            nodes.append(_tree_node(page, at, ends[at]))
+        elif _leaf_end(page, at, kind) == ends[at]:
+            nodes.append(tree_page.leaf_node(page, at)[0])
+        else:
+            nodes.append(None)
+    if is_tiled:
+        nodes.sort(key=lambda node: b"" if node is None else order(node.key))
+    return nodes
+
+
+def salvage_branch(page: bytes, order: Order) -> list[tuple[bytes | None, int]]:
+    """Keys and children of a branch page, in key order; None: the key is lost."""
+    places, is_tiled = _find_places(page, lambda at: _branch_end(page, at))
+    ends = _ends(places, len(page))
+    nodes: list[tuple[bytes | None, int]] = []
+    for at in places:
+        low, high, key_bytes = _NODE.unpack_from(page, at)
+        key_at = at + tree_page.NODE_BYTES
+        is_right = _branch_end(page, at) == ends[at]
+        nodes.append((page[key_at : key_at + key_bytes] if is_right else None, low | high << 32))
+    if is_tiled:
+        nodes.sort(key=lambda node: order(node[0] or b""))
+    return nodes
+
+
+def _tree_node(page: bytes, at: int, end: int) -> Node | None:
+    """The record of a database between two places.
+
+    Its lengths are not believed, as a whole database is at stake: the name ends where what can be
+    a Tree begins.
+    """
+    key_at = at + tree_page.NODE_BYTES
+    space = end - key_at - tree_page.TREE_BYTES
+    (told,) = struct.unpack_from("<H", page, at + 6)
+    sizes = [size for size in (told, space, space - 1) if size > 0 and size in (space, space - 1)]
+    if not sizes:
+        return None
+
+    def is_sane(size: int) -> bool:
+        tree = tree_page.decode_tree(page, key_at + size)
+        return not tree.unused and not tree.flags and 0 < tree.depth <= tree_page.DEPTH_MAX
+
+    size = next(filter(is_sane, sizes), sizes[0])
+    return Node(page[key_at : key_at + size], False, key_at + size, tree_page.TREE_BYTES)
+
+
+def _leaf_end(page: bytes, at: int, kind: int) -> int:
+    """Where the node at a place ends; 0 if there can be none."""
+    try:
+        node, end, flags = tree_page.leaf_node(page, at)
+    except struct.error:
+        return 0
+    is_sane = flags in (kind, tree_page.NODE_LONG) and 0 < len(node.key) <= tree_page.KEY_BYTES_MAX
+    return end if is_sane and end <= len(page) else 0
+
+
+def _branch_end(page: bytes, at: int) -> int:
+    """As _leaf_end, of a node of a branch page."""
+    if at > len(page) - tree_page.NODE_BYTES:
+        return 0
+    (key_bytes,) = struct.unpack_from("<H", page, at + 6)
+    end = at + tree_page.NODE_BYTES + key_bytes
+    end += end & 1
+    return end if key_bytes <= tree_page.KEY_BYTES_MAX and end <= len(page) else 0
+
+
+def _find_places(page: bytes, end_of: Callable[[int], int]) -> tuple[list[int], bool]:
+    """Places of the nodes: True, if they fill the page from `upper` on, and then in any order;
+    else as the page lists them, those that can be right.
+    """
+    lower, at = struct.unpack_from("<HH", page, 12)
+    tiled = []
+    while tree_page.HEADER_BYTES < at < len(page):
+        tiled.append(at)
+        at = end_of(at)
+    count = max(0, min(lower, len(page)) - tree_page.HEADER_BYTES) >> 1
+    places = struct.unpack_from(f"<{count}H", page, tree_page.HEADER_BYTES)
+    last = len(page) - tree_page.NODE_BYTES
+    good = (at for at in places if tree_page.HEADER_BYTES < at <= last and not at & 1)
+    listed = list(dict.fromkeys(good))
+    if not tiled or at != len(page):
+        return listed, False
+    if set(tiled) >= set(listed):
+        return tiled, True
+    ends = _ends(listed, len(page))
+    broken = sum(1 for place in listed if end_of(place) != ends[place])
+    # A wrong place breaks two nodes, itself and the one it points into; a wrong length just one,
+    # and only by chance do the lengths then lead to the end of the page.
+    if broken > 1 and len(set(tiled) - set(listed)) <= 1:
+        return tiled, True
+    return listed, False
+
+
+def _ends(places: list[int], end: int) -> dict[int, int]:
+    """Where the node at each place must end: the next one begins there, or the page ends."""
+    starts = sorted(places)
+    return dict(zip(starts, [*starts[1:], end], strict=False))

@@ -1,0 +1,176 @@
+"""Damaged data files of a store made anew from what can still be read of them.
+
+The new environment is built in `small.new/` (and so on), made durable, and its data file renamed
+over the damaged one: one step, whatever happens before or after.  What a killed one has left is
+thrown away by the next.
+
+An image is kept under the key that its own header names, whatever key it stands under; if two have
+the same name, the one with a right payload.  An image whose payload is wrong is kept if there is no
+better one, and one whose header cannot be read under the key that it has: nothing that could still
+be good is thrown away.  Where rows may have been lost the whole file is searched for images, so
+that deleted chunks can come back; the index knows which ones it has deleted.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+
+from mpifs import faultpoint
+from mpifs.core.errors import FullError
+from mpifs.core.image import (
+    IMAGE_HEADER_BYTES,
+    KEY_BYTES,
+    MAGIC,
+    encode_key,
+)
+from mpifs.core.limits import KV_SLACK_BYTES, MEND_BYTES_MAX, MIB
+from mpifs.core.mending import correct_header
+from mpifs.core.messages import Rebuild, RebuildReply
+from mpifs.datafile import DATA_NAME, disk_free_bytes, make_folder
+from mpifs.pagefile import PageFile
+from mpifs.store.folder import lock_folder, put_in_place, remove_folder, store_folder
+from mpifs.store.identity import make_right
+from mpifs.store.inspection import file_problems, has_side
+from mpifs.store.side import SIDES, Side, SideChange
+from mpifs.store.value import header_of, is_whole, stored_bytes
+
+Range = tuple[bytes, "bytes | None"]
+_ROW_BYTES = 4096  # what a row costs in memory beside its value
+
+
+def rebuild(volume_folder: str, wanted: Rebuild) -> RebuildReply:
+    """Makes a store usable that nobody serves, as far as that is possible.
+
+    May be repeated, also after a kill.  Raises FormatError (another store, no folder), FullError,
+    InUseError, DamageError (its disk fails).
+    """
+    done = make_right(volume_folder, wanted)
+    folder = store_folder(volume_folder, wanted.store)
+    lock = lock_folder(folder)
+    chunks = 0
+    try:
+        for name in SIDES:
+            remove_folder(os.path.join(folder, name + ".new"))
+            problem = _first_problem(folder, name)
+            if problem:
+                count = _rebuild_side(folder, name)
+                chunks += count
+                done.append(f"made {name}/{DATA_NAME} anew with {count} chunks ({problem})")
+    finally:
+        os.close(lock)
+    return RebuildReply(chunks, done)
+
+
+def _first_problem(folder: str, name: str) -> str:
+    if not has_side(folder, name):
+        return ""
+    return next(file_problems(os.path.join(folder, name)), "")
+
+
+def _rebuild_side(folder: str, name: str) -> int:
+    """Makes one environment anew; the number of chunks in it."""
+    path = os.path.join(folder, name)
+    fresh = path + ".new"
+    data = os.path.join(path, DATA_NAME)
+    _check_room(folder, data)
+    side = Side(fresh, create=True, relaxed=True)
+    try:
+        if os.path.exists(data):
+            with PageFile(data) as pages:
+                _Salvage(side, pages).run()
+        side.environment.sync()
+        count = side.counters.chunks
+    finally:
+        side.close()
+    make_folder(path)
+    faultpoint.reach("store.rebuild")
+    put_in_place(os.path.join(fresh, DATA_NAME), data)
+    remove_folder(fresh)
+    return count
+
+
+def _check_room(folder: str, data: str) -> None:
+    """Raises FullError unless a second file of the size fits on the disk."""
+    try:
+        stat = os.stat(data)
+        size = min(stat.st_size, stat.st_blocks * 512)
+    except OSError:
+        size = 0
+    needed = size + size // 16 + KV_SLACK_BYTES
+    if disk_free_bytes(folder) < needed:
+        raise FullError(
+            f"the disk of {folder} has no room for a new {data}: {-(-needed // MIB)} MiB are needed"
+        )
+
+
+class _Salvage:
+    """Fills a new environment from the pages of a damaged one."""
+
+    def __init__(self, side: Side, pages: PageFile) -> None:
+        self._side = side
+        self._pages = pages
+
+    def run(self) -> None:
+        """Takes rows first, then what a search finds in the ranges where rows may be lost."""
+        self._fill(self._pages.rows("chunks"))
+        ranges = self._pages.lost_ranges("chunks")
+        if ranges:
+            self._fill(self._found_in(ranges))
+
+    def _found_in(self, ranges: Sequence[Range]) -> Iterator[tuple[None, memoryview]]:
+        starts = [low for low, _ in ranges]
+        for value in self._pages.scan_for(MAGIC, _image_bytes):
+            header = header_of(value)
+            if header is None:
+                continue
+            key = encode_key(header.key)
+            index = bisect_right(starts, key) - 1
+            if index >= 0 and ((end := ranges[index][1]) is None or key < end):
+                yield None, value
+
+    def _fill(self, rows: Iterable[tuple[bytes | None, memoryview]]) -> None:
+        """Keeps rows, in transactions of about MEND_BYTES_MAX."""
+        left = iter(rows)
+        is_end = False
+        while not is_end:
+            size = 0
+            with self._side.change() as change:
+                for key, value in left:
+                    _keep(change, key, value)
+                    size += len(value) + _ROW_BYTES
+                    if size > MEND_BYTES_MAX:
+                        break
+                else:
+                    is_end = True
+
+
+def _image_bytes(head: memoryview) -> int:
+    """How long the image is whose first bytes these are; 0 if it is none."""
+    header = header_of(head)
+    return 0 if header is None else IMAGE_HEADER_BYTES + header.length
+
+
+def _keep(change: SideChange, key: bytes | None, value: memoryview) -> None:
+    """Stores a value that was found, unless there is a better one.  `key`: of a row's."""
+    header = header_of(value)
+    if header is None and key is not None:
+        head = correct_header(bytes(value[:IMAGE_HEADER_BYTES]))
+        if head is not None:
+            value = memoryview(head + bytes(value[IMAGE_HEADER_BYTES:]))
+            header = header_of(value)
+    if header is None:
+        if key is not None and len(key) == KEY_BYTES and not change.has(key):
+            change.put(key, value, 0)
+        return
+    home = encode_key(header.key)
+    if change.has(home):
+        old = change.image(home)
+        if (old is not None and is_whole(old)) or not is_whole(value):
+            return
+        change.delete(home)
+    end = IMAGE_HEADER_BYTES + header.length
+    if end <= len(value):
+        value = memoryview(bytes(value[:end]).ljust(stored_bytes(header.length), b"\0"))
+    change.put(home, value, header.length)

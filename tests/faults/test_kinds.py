@@ -1,0 +1,130 @@
+"""Each kind of damage is found at its place, nothing else is, no read is wrong, repair mends it.
+
+Independent kinds share a volume, to be quick; MPIFS_FAULTS=long takes each alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.faults.cycle import IS_LONG, read_damaged, read_repaired, repair, verify, whole_way
+from tests.faults.volumes import KINDS, Sample, index_files
+
+Make = Callable[..., Sample]
+pytestmark = [pytest.mark.limit(150), pytest.mark.timeout(300)]
+
+META = ("counters", "inode-limit", "generation-limit", "stores")
+OF_META = {
+    way: [f"meta-{name}-{way}" for name in META] for way in ("value-bit", "key-bit", "dropped")
+}
+
+
+def family(*names: str) -> list[str]:
+    """All kinds of these families."""
+    return [name for name, kind in KINDS.items() if kind.family in names]
+
+
+GROUPS: dict[str, tuple[int, list[str]]] = {
+    "chunks, one copy": (1, [n for n in family("chunk") if KINDS[n].replicas == 1]),
+    "chunks, two copies": (2, family("chunk")),
+    "records": (1, family("record")),
+    "names": (2, family("name")),
+    "numbers, values": (1, [*OF_META["value-bit"], "root-value-bit"]),
+    "numbers, keys": (1, [*OF_META["key-bit"], "root-key-bit"]),
+    "numbers, gone": (1, [*OF_META["dropped"], "root-dropped"]),
+    "numbers, wrong": (1, ["counters", "inode-limit", "generation-limit"]),
+    "table of stores": (1, ["store-forgotten"]),
+    "copies of the index": (1, ["copy-bit", "copy-piece-lost"]),
+    "two stores, removed and damaged": (2, ["store-removed", "store-page"]),
+    "two stores, emptied and nameless": (1, ["store-emptied", "store-superblock-bit"]),
+    "two stores, exchanged": (1, ["store-exchanged"]),
+    "two stores, foreign and disordered": (2, ["store-foreign", "store-key-order"]),
+    "two stores, cut and nameless": (1, ["store-truncated", "store-superblock-lost"]),
+    "a store's file lost": (1, ["store-file-lost"]),
+}
+
+
+def cases() -> list[tuple[str, int, list[str]]]:
+    """Name, replicas, kinds."""
+    if not IS_LONG:
+        return [(name, replicas, kinds) for name, (replicas, kinds) in GROUPS.items()]
+    return [
+        (f"{name}, {replicas}", replicas, [name])
+        for name, kind in KINDS.items()
+        for replicas in (1, 2)
+        if kind.replicas <= replicas and kind.family != "index"
+    ]
+
+
+def test_a_sound_volume_is_clean(sample: Make) -> None:
+    one = sample(2)
+    document = verify(one)
+    assert (document["code"], document["findings"]) == (0, [])
+    checked = document["checked"]
+    assert checked["inodes"] == len(one.before.inodes)
+    assert checked["chunks"] >= len(one.before.copies())
+    assert checked["bytes"] >= sum(copy.ref.length for copy in one.before.copies())
+    repaired = repair(one)
+    assert repaired["code"] == 0
+    read_repaired(one)
+
+
+@pytest.mark.parametrize(("name", "replicas", "kinds"), cases(), ids=[case[0] for case in cases()])
+def test_kinds_are_found_and_mended(
+    sample: Make, name: str, replicas: int, kinds: list[str]
+) -> None:
+    one = sample(replicas)
+    one.plant(kinds, sum(name.encode()))
+    whole_way(one)
+
+
+INDEX_KINDS = family("index")
+WITHOUT_COPY = ("index-removed", "index-page-zero", "index-superblock-lost")
+
+
+@pytest.mark.parametrize(
+    "kind", INDEX_KINDS if IS_LONG else ["index-removed", "index-truncated", "index-page-bit"]
+)
+def test_a_lost_index_comes_back_from_its_copies(sample: Make, kind: str) -> None:
+    """The copy is of the last unmount, so that everything comes back as it was."""
+    one = sample(1)
+    one.plant([kind], sum(kind.encode()))
+    one.planted = [restored(one)]
+    verify(one)
+    read_damaged(one)
+    document = repair(one)
+    assert document["code"] == 1
+    assert document["notes"], "the report does not say how it was recovered"
+    read_repaired(one)
+
+
+def restored(one: Sample) -> object:
+    """With a copy of the same moment nothing may be loose."""
+    from dataclasses import replace
+
+    (planted,) = one.planted
+    return replace(planted, loose=())
+
+
+@pytest.mark.parametrize("kind", INDEX_KINDS if IS_LONG else ["index-file-lost"])
+def test_without_any_copy_the_chunks_come_back(sample: Make, kind: str) -> None:
+    """As files under lost+found, where their names were only in the index."""
+    one = sample(1)
+    index_files.remove_copies(one.before)
+    one.plant([kind], sum(kind.encode()))
+    verify(one)
+    document = repair(one)
+    assert document["notes"]
+    found = one.read()
+    contents = {
+        b"".join(e.pieces)
+        for e in found.values()
+        if e.pieces and not any(isinstance(p, int) for p in e.pieces)
+    }
+    for path, true in one.truth.items():
+        data = b"".join(piece for piece in true.pieces if isinstance(piece, bytes))
+        holes = any((true.ino, chunk) not in one.before.refs for chunk in range(len(true.pieces)))
+        if data and not holes:
+            assert data in contents, f"the bytes of {path!r} are nowhere"

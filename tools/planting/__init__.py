@@ -1,0 +1,1 @@
+"""Planting damage in a volume at rest, and judging what a verify run said of it."""
