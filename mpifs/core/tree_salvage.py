@@ -73,10 +73,14 @@ class TreeRows:
         while stack:
             place = stack.pop()
             page = self._page(place)
-            if page is None or not _is_whole(page, place, tree, kind, order):
+            fits = page is not None and _fits(page, place, tree, kind, order)
+            below = None
+            if page is not None and fits is not False:
+                below = self._below(page, place, tree, kind, order)
+            if below is None:
                 place = self._mended(place, tree, kind, order) or place
                 page = self._page(place)
-            below = None if page is None else self._below(page, place, tree, kind, order)
+                below = None if page is None else self._below(page, place, tree, kind, order)
             if page is None or below is None:
                 self._lose(place.low, place.high)
                 continue
@@ -113,7 +117,7 @@ class TreeRows:
         for number in self._unclaimed_like(place.number):
             other = place._replace(number=number)
             page = self._page(other)
-            if page is not None and _is_whole(page, other, tree, kind, order):
+            if page is not None and _fits(page, other, tree, kind, order):
                 found.append(other)
         return found[0] if len(found) == 1 else None
 
@@ -143,6 +147,8 @@ class TreeRows:
             nodes = list(zip(*tree_page.read_branch(page, place.number), strict=True))
         except PageError:
             nodes = salvage_branch(page, order)
+        if not nodes:
+            return None
         keys = [None if key is None else order(key) for key, _ in nodes[1:]]
         if not _are_inside([key for key in keys if key is not None], place):
             return None
@@ -246,18 +252,19 @@ def _is_branch(page: bytes, is_expected: bool) -> bool:
     return flags == tree_page.BRANCH or (flags != tree_page.LEAF and is_expected)
 
 
-def _is_whole(page: bytes, place: _Place, tree: Tree, kind: int, order: Order) -> bool:
-    """Whether a page is without a fault and all its keys belong to the place."""
+def _fits(page: bytes, place: _Place, tree: Tree, kind: int, order: Order) -> bool | None:
+    """Whether all keys of a page belong to the place; None if the page is damaged itself."""
     try:
         if place.level < tree.depth:
             keys = tree_page.read_branch(page, place.number)[0][1:]
         else:
             keys = tree_page.read_leaf(page, place.number, kind)[0]
     except PageError:
-        return False
+        return None
     ordered = [order(key) for key in keys]
-    is_inside = place.low <= ordered[0] and (place.high is None or ordered[-1] < place.high)
-    return is_inside and tree_page.is_ordered(ordered)
+    if not tree_page.is_ordered(ordered):
+        return None
+    return place.low <= ordered[0] and (place.high is None or ordered[-1] < place.high)
 
 
 def _are_inside(keys: list[bytes], place: _Place) -> bool:

@@ -52,6 +52,12 @@ class Amending(Namespace, Orphans, Garbage):
             with self._env.read() as transaction:
                 return transaction.get(records.GARBAGE, records.garbage_key(key)) is not None
 
+    def remembered_inode(self, ino: int) -> bytes | None:
+        """The record of an inode as it is in memory; None if it is not there."""
+        with self.lock:
+            live = self._cache.get(ino) or self._evicted.get(ino)
+            return None if live is None or live.reaped else records.encode_inode(live)
+
     def amend(self, amendment: Amendment) -> bool:
         """Applies it durably.  False (nothing done) if an expected row is another one now, or a
         row concerned has changes that are not committed: commit, and try again.

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from stat import S_IFDIR, S_IFMT
 
 from mpifs.core.records import InodeRecord
+
+
+class Trust(Enum):
+    """What is known of the refs of an inode; belongs to index.refs."""
+
+    UNKNOWN = 0
+    """It was just made, or loaded."""
+    IN_RANGE = 1
+    """No ref begins past the size that it was loaded with."""
+    COMPLETE = 2
+    """The refs add up: a chunk without one is a hole."""
+    SHORT = 3
+    """They do not: a chunk without one may be lost."""
 
 
 class Inode(InodeRecord):
@@ -18,9 +32,10 @@ class Inode(InodeRecord):
     pins: open handles and dirty data (Index.pin, Index.unpin); then it stays in the cache.
     data: belongs to vfs; the index never looks at it.
     reaped: the index is removing it or has removed it; what is set now is lost, refs are garbage.
+    trust: what is known of its refs; `loaded_size` is the size that it was loaded with.
     """
 
-    __slots__ = ("__weakref__", "data", "pins", "reaped", "size")
+    __slots__ = ("__weakref__", "data", "loaded_size", "pins", "reaped", "size", "trust")
 
     def __init__(
         self,
@@ -66,9 +81,18 @@ class Inode(InodeRecord):
         self.pins = 0
         self.data: object | None = None
         self.reaped = False
+        self.loaded_size = stable_size
+        self.trust = Trust.UNKNOWN
 
     __eq__ = object.__eq__  # identity: two objects of one inode must never be
     __hash__ = object.__hash__
+
+    def forget_trust(self) -> None:
+        """Its record or its refs have been amended on disk: what was known of them is old.
+
+        What then stands past its size is meant to (a repair that raises the size comes next).
+        """
+        self.trust = Trust.IN_RANGE
 
     @property
     def is_directory(self) -> bool:

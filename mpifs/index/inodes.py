@@ -12,7 +12,7 @@ from itertools import islice
 from mpifs.core.errors import PosixError
 from mpifs.core.limits import INODE_CACHE_MAX
 from mpifs.core.records import INODES, decode_inode, inode_key
-from mpifs.index.inode import Inode
+from mpifs.index.inode import Inode, Trust
 from mpifs.index.state import State
 
 _EVICTED_SHARE = 32  # leave at once: one by one, a dict's emptied head is walked each time
@@ -39,8 +39,11 @@ class Inodes(State):
     def touch(self, inode: Inode) -> None:
         """Fields of the inode have changed: its record is written by the next commit."""
         with self.lock:
-            if not inode.reaped:
-                self._dirty[inode.ino] = inode
+            if inode.reaped:
+                return
+            if inode.trust is Trust.UNKNOWN and inode.stable_size > inode.loaded_size:
+                self._drop_leftovers(inode)
+            self._dirty[inode.ino] = inode
 
     def pin(self, inode: Inode) -> None:
         """Keeps it in the cache until as many calls of `unpin`."""

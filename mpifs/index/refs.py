@@ -3,32 +3,80 @@
 A ref that is replaced or dropped becomes garbage in the same transaction; so the stores are told
 to delete a chunk only after no committed index names it.  Invariant: an inode's bytes_stored is
 the sum of the lengths of its refs, and no ref has length 0 (so bytes_stored 0 means no refs).
+
+A ref that is gone looks like a hole, and a hole reads as zeros.  So a hole of an inode that comes
+from disk is believed only after its refs have been summed once: if they do not add up to
+bytes_stored, a ref is missing or damaged, and each hole may be the chunk that is lost.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Generator, Iterable
 from itertools import islice
 
+from mpifs.core.errors import DamageError
 from mpifs.core.limits import DROP_COUNT_MAX
+from mpifs.core.mending import correct_record
 from mpifs.core.records import REFS, decode_ref, decode_ref_key, inode_key, ref_key
 from mpifs.core.types import ChunkKey, ChunkRef
-from mpifs.index.inode import Inode
+from mpifs.index.inode import Inode, Trust
 from mpifs.index.memtable import UNKNOWN, merged
 from mpifs.index.state import State
 from mpifs.kv import ReadTransaction
+
+_DAMAGED = ChunkRef(0, 0, b"", ())
+"""Stands for a ref that cannot be read."""
 
 
 class Refs(State):
     """Reading and changing chunk refs.  Any thread; each call is atomic."""
 
     def ref(self, inode: Inode, chunk: int) -> ChunkRef | None:
-        """The ref of a chunk, None for a hole."""
+        """The ref of a chunk, None for a hole.
+
+        Raises DamageError if the ref is damaged, or missing where a hole cannot be believed.
+        """
         with self.lock:
-            return self._ref(inode.ino, chunk) if inode.bytes_stored else None
+            if not inode.bytes_stored:
+                return None
+            if inode.trust is Trust.UNKNOWN:
+                self._drop_leftovers(inode)
+            found = self._ref(inode.ino, chunk)
+        if found is None and inode.trust is not Trust.COMPLETE:
+            self.check_holes(inode)
+        return found
+
+    def check_holes(self, inode: Inode) -> None:
+        """Raises DamageError if a hole of the inode may be a chunk whose ref is lost.
+
+        Takes 2 µs per ref of the inode, in steps that leave the index usable, the first time.
+        """
+        if inode.trust is Trust.SHORT or (
+            inode.trust is not Trust.COMPLETE and not self._adds_up(inode)
+        ):
+            raise DamageError(
+                f"inode {inode.ino}: a chunk is no longer in the index, so what seems to be a "
+                f"hole may be lost data; run mpifs fsck"
+            )
 
     def refs(self, ino: int, first: int = 0, limit: int = 1024) -> list[tuple[int, ChunkRef]]:
-        """At most `limit` refs of an inode in chunk order, from chunk `first` on; O(limit)."""
+        """At most `limit` refs of an inode in chunk order, from chunk `first` on; O(limit).
+
+        Raises DamageError if one of them is damaged.
+        """
+        with self.lock:
+            inode = self._cache.get(ino)
+            if inode is not None and inode.trust is Trust.UNKNOWN:
+                self._drop_leftovers(inode)
+            found = self._refs_anyhow(ino, first, limit)
+            for chunk, ref in found:
+                if ref is _DAMAGED:
+                    self._ref(ino, chunk)  # raises, and says what is wrong
+            return found
+
+    def _refs_anyhow(self, ino: int, first: int, limit: int) -> list[tuple[int, ChunkRef]]:
+        """As `refs`, but a damaged one is given as _DAMAGED."""
         with self.lock, self._env.read() as transaction:
             changed = ino in self._refs.top or ino in self._refs.sealed
             disk = _rows(transaction, ino, first)
@@ -42,14 +90,20 @@ class Refs(State):
         """Chunks have been stored: their refs count from now on, the replaced ones are garbage.
 
         A ref of the same generation as the old one (other stores) replaces it without garbage.
-        On an inode that is being reaped the new refs themselves become garbage.
+        On an inode that is being reaped the new refs themselves become garbage.  A damaged ref
+        is replaced like any other.
         Requires: lengths above 0, at most REPLICAS_MAX stores.
         """
         with self.lock:
             stored = inode.bytes_stored
+            if not stored:
+                inode.trust = Trust.COMPLETE  # there is no ref that could be missing
+            elif inode.trust is Trust.UNKNOWN:
+                self._drop_leftovers(inode)
+                stored = inode.bytes_stored
             try:
                 for chunk, ref in refs:
-                    stored += self._replace(inode, chunk, ref, bool(stored))
+                    stored += self._replace(inode, chunk, ref, stored)
             finally:
                 self._set_stored(inode, stored)
 
@@ -60,6 +114,7 @@ class Refs(State):
 
         Drops at most DROP_COUNT_MAX refs.  Gives None when done, else the chunk to go on with as
         the next `first_chunk` (a plain repetition would walk over what is dropped already).
+        Damaged refs are dropped, too; their chunks are left to mpifs fsck.
         """
         with self.lock:
             if not inode.bytes_stored:
@@ -67,32 +122,90 @@ class Refs(State):
             ino = inode.ino
             stored = inode.bytes_stored
             rest = None
-            for count, (chunk, ref) in enumerate(self.refs(ino, first_chunk, DROP_COUNT_MAX + 1)):
+            found = self._refs_anyhow(ino, first_chunk, DROP_COUNT_MAX + 1)
+            for count, (chunk, ref) in enumerate(found):
                 if last_chunk is not None and chunk > last_chunk:
                     break
                 if count == DROP_COUNT_MAX:
                     rest = chunk
                     break
-                self._garbage.put(0, ChunkKey(ino, chunk, ref.generation), ref.stores)
+                if ref is _DAMAGED:
+                    ref = self._damaged_ref(inode, chunk, stored)
+                if ref.generation:
+                    self._garbage.put(0, ChunkKey(ino, chunk, ref.generation), ref.stores)
                 self._refs.put(ino, chunk, None)
                 stored -= ref.length
+            if stored and rest is last_chunk is None and not self._refs_anyhow(ino, 0, 1):
+                stored = 0  # what was missing is gone for good, by the user's will
             self._set_stored(inode, stored)
             return rest
 
-    def _replace(self, inode: Inode, chunk: int, ref: ChunkRef, has_refs: bool) -> int:
-        """Puts one ref in its place; gives by how many bytes the payload grows."""
+    def _drop_leftovers(self, inode: Inode) -> None:
+        """Drops refs that begin at or past the end of an inode that was just loaded: a crash left
+        them, and they must not show when the file grows.  Requires: the lock is held."""
+        inode.trust = Trust.IN_RANGE
+        rest: int | None = -(-inode.loaded_size // inode.chunk_size)
+        while rest is not None:
+            rest = self.drop_refs(inode, rest)
+
+    def _adds_up(self, inode: Inode) -> bool:
+        """Whether the refs are as many bytes as they should be; decides the inode's trust.
+
+        The lock is given up between steps.  A change meanwhile can only make the first sum wrong;
+        the second one is made in one step.
+        """
+        if self._sum(inode.ino) != inode.bytes_stored:
+            with self.lock:
+                if self._sum(inode.ino) != inode.bytes_stored:
+                    inode.trust = Trust.SHORT
+                    return False
+        inode.trust = Trust.COMPLETE
+        return True
+
+    def _sum(self, ino: int) -> int:
+        total = first = 0
+        while True:
+            found = self._refs_anyhow(ino, first, DROP_COUNT_MAX)
+            total += sum(ref.length for _, ref in found)
+            if len(found) < DROP_COUNT_MAX:
+                return total
+            first = found[-1][0] + 1
+
+    def _replace(self, inode: Inode, chunk: int, ref: ChunkRef, stored: int) -> int:
+        """Puts one ref in its place; gives by how many bytes the payload grows from `stored`."""
         assert ref.length > 0, "a ref has at least one byte"
         ino = inode.ino
         if inode.reaped:
             self._garbage.put(0, ChunkKey(ino, chunk, ref.generation), ref.stores)
             return 0
-        old = self._ref(ino, chunk) if has_refs else None
+        try:
+            old = self._ref(ino, chunk) if stored else None
+        except DamageError:
+            old = self._damaged_ref(inode, chunk, stored)
         self._refs.put(ino, chunk, ref)
         if old is None:
             return ref.length
-        if old.generation != ref.generation:
+        if old.generation and old.generation != ref.generation:
             self._garbage.put(0, ChunkKey(ino, chunk, old.generation), old.stores)
         return ref.length - old.length
+
+    def _damaged_ref(self, inode: Inode, chunk: int, stored: int) -> ChunkRef:
+        """What a damaged ref was: as mended, else with its length alone, if that is known.
+
+        The length is what lacks of `stored`, the sum that there should be, provided that it can
+        be the length of one chunk.
+        """
+        if inode.trust is Trust.SHORT:
+            inode.trust = Trust.IN_RANGE  # perhaps it adds up now
+        key = ref_key(inode.ino, chunk)
+        with self._env.read() as transaction:
+            value = bytes(transaction.get(REFS, key) or b"")
+        mended = correct_record(key, value)
+        if mended is not None and mended[0] == key:
+            with contextlib.suppress(DamageError):
+                return decode_ref(*mended)
+        missing = stored - self._sum(inode.ino)
+        return _DAMAGED._replace(length=missing if 0 < missing <= inode.chunk_size else 0)
 
     def _set_stored(self, inode: Inode, stored: int) -> None:
         if stored != inode.bytes_stored:
@@ -114,4 +227,11 @@ def _rows(
     transaction: ReadTransaction, ino: int, first: int
 ) -> Generator[tuple[int, ChunkRef], None, None]:
     for key, value in transaction.scan(REFS, ref_key(ino, first), inode_key(ino + 1)):
-        yield decode_ref_key(key)[1], decode_ref(key, value)
+        try:
+            chunk = decode_ref_key(key)[1]
+        except DamageError:
+            continue  # no key of a chunk
+        try:
+            yield chunk, decode_ref(key, value)
+        except DamageError:
+            yield chunk, _DAMAGED

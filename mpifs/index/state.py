@@ -98,6 +98,10 @@ class State:
             self._stores = list(stores)
             self._stores_changed = True
 
+    def _drop_leftovers(self, inode: Inode) -> None:
+        """Implemented by Refs: refs past the end of a loaded inode go before it grows."""
+        raise NotImplementedError
+
     def next_generation(self) -> int:
         """A generation never handed out before, whatever crashes.
 

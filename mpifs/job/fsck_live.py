@@ -29,6 +29,7 @@ from mpifs.repair.copies import CopyStores
 from mpifs.repair.copy_reader import CopyRows
 from mpifs.repair.findings import DAMAGE, Finding, Progress
 from mpifs.repair.index_copier import IndexCopier
+from mpifs.repair.index_files import tree_problems
 from mpifs.repair.run import run as run_checks
 from mpifs.repair.scrub import Pace
 from mpifs.repair.stores import StoreAccess
@@ -72,6 +73,8 @@ class LiveChecks:
         for finding in self._check_stores(progress):
             run.report(finding)
         with self._view(progress) as view:
+            for finding in self._check_index_file(view):
+                run.report(finding)
             run_checks(
                 view,
                 self._access(),
@@ -141,6 +144,18 @@ class LiveChecks:
                     "holds cannot be read or checked until the volume is mounted again",
                     worker=worker.store,
                 )
+
+    def _check_index_file(self, view: LiveVolume) -> Iterator[Finding]:
+        """The index's data file as a file.  The read transaction keeps its pages as they are."""
+        with view.snapshot():
+            problems = tree_problems(self._folder.index)
+        if problems:
+            yield Finding(
+                "check_index_files",
+                DAMAGE,
+                f"the index's file is damaged: {'; '.join(problems[:3])}; unmount as soon as "
+                "possible and run mpifs fsck --repair on the unmounted volume",
+            )
 
     def _live(self) -> list[int]:
         return [worker.store for worker in self._crew.workers if worker.state == "serving"]

@@ -19,13 +19,14 @@ from mpifs.core import records
 from mpifs.core.errors import DamageError, FormatError, MpifsError
 from mpifs.core.limits import INDEX_COPY_TIMEOUT_S
 from mpifs.core.superblock import Role, Superblock
-from mpifs.core.types import ChecksumKind, StoreEntry
+from mpifs.core.types import ChecksumKind, StoreEntry, StoreState
 from mpifs.datafile import DATA_NAME
 from mpifs.index.raw import RawIndex
 from mpifs.job.folder import VolumeFolder
 from mpifs.job.fsck_crew import FsckCrew, HostFolders, Questions, host_finding
 from mpifs.job.fsck_run import FsckRun
 from mpifs.pagefile import PageFile
+from mpifs.repair.check_chunks_alone import check_chunks_alone
 from mpifs.repair.check_copies import check_copies
 from mpifs.repair.check_index import INDEX_CHECKS
 from mpifs.repair.check_stores import check_stores
@@ -81,6 +82,7 @@ class _Volume:
         self.questions = Questions(client, crew)
         self.hosts: list[HostFolders] = []
         self.entries: list[StoreEntry] = []
+        self.was_restored = False  # in this run, and reported so.
         self.blamed: set[int | None] = set()  # stores of which a finding has been reported.
         self.geometry: Superblock
 
@@ -97,6 +99,8 @@ class _Volume:
         stores = self._copy_stores()
         if self._check_index_files(stores):
             self._check_index(stores)
+        else:
+            self._check_without_index()
 
     # What the volume is.
 
@@ -132,9 +136,14 @@ class _Volume:
         return store_entries(blocks, self.geometry.volume_uuid)
 
     def _missing(self) -> list[int]:
-        """Stores that should be there and are not, as far as is known."""
-        wanted = set(range(1, len(self.crew.workers) + 1))
-        return sorted((wanted | {entry.store for entry in self.entries}) - self.served)
+        """Stores that should be there and are not, as far as is known.  An empty folder in a
+        store's place says that it is gone for good."""
+        fresh = {entry.store for entry in self.entries if entry.state is StoreState.FRESH}
+        wanted = {entry.store for entry in self.entries} | set(range(1, len(self.crew.workers) + 1))
+        names = {one.name for host in self.hosts for one in host.folders if one.state == "empty"}
+        return sorted(
+            store for store in wanted - fresh - self.served if f"worker-{store}" not in names
+        )
 
     # The stores.
 
@@ -207,10 +216,20 @@ class _Volume:
             if self.run.repair and finding.remedy is not None:
                 try:
                     finding.repaired = is_usable = finding.remedy()
+                    self.was_restored = finding.repaired
                 except FormatError as error:
                     self.run.note(str(error))
             self.run.report(finding)
         return is_usable
+
+    def _check_without_index(self) -> None:
+        """What can be said without an index: of the chunks by themselves."""
+        for finding in check_chunks_alone(self._access(), self.progress, data=self.run.data):
+            self.run.report(finding)
+
+    def _access(self) -> StoreAccess:
+        rank_of, kind = self.crew.rank_of, self.geometry.checksum
+        return StoreAccess(self.client, rank_of, set(self.served), kind)
 
     def _check_index(self, stores: CopyStores) -> None:
         """Everything that needs an index that can be opened."""
@@ -222,13 +241,11 @@ class _Volume:
             rows = CopyRows(stores, os.path.join(self.folder.run, "index-copy"), progress)
             held.callback(rows.close)
             view = OfflineVolume(index, rows.row)
+            access = self._access()
             with view.snapshot() as transaction:
                 is_restored = restored_sign(transaction) is not None
             if is_restored and not run.repair:
                 run.report(_unfinished())
-            access = StoreAccess(
-                self.client, self.crew.rank_of, set(self.served), self.geometry.checksum
-            )
             run_checks(
                 view,
                 access,
@@ -241,9 +258,13 @@ class _Volume:
                 report=run.report,
             )
             if run.repair:
+                self.entries = view.stores() or self.entries
                 absent = {*self._missing(), *access.silent}
-                if not finish_restore(view, absent):
-                    run.report(_unfinished(absent))
+                is_finished = finish_restore(view, absent)
+                if not is_finished or (is_restored and not self.was_restored):
+                    finding = _unfinished(absent)
+                    finding.repaired = is_finished
+                    run.report(finding)
                 progress.phase = "copy of the index"
                 copier.finish(INDEX_COPY_TIMEOUT_S)
 

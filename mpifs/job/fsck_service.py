@@ -14,6 +14,7 @@ import contextlib
 import errno
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,6 +27,7 @@ from mpifs.job.fsck_run import CANCELLED, DONE, FAILED, FsckRun
 from mpifs.repair.findings import CancelledError
 
 log = logging.getLogger(__name__)
+_LOOK_S = 0.25
 _FAREWELL_S = 1.0  # a stopping rank 0 lets the client hear so long that its run was ended.
 
 
@@ -42,15 +44,22 @@ class ChecksTurn:
         return self._waiting > 0
 
     @contextlib.contextmanager
-    def take(self, timeout_s: float) -> Iterator[None]:
-        """Waits for the turn and keeps it for the block.  Raises PosixError(EBUSY)."""
+    def take(self, timeout_s: float, check: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Waits for the turn and keeps it for the block.  `check` may end the wait by raising.
+
+        Raises PosixError(EBUSY).
+        """
+        deadline_s = time.monotonic() + timeout_s
         self._waiting += 1
         try:
-            has_it = self._busy.acquire(timeout=timeout_s)
+            while not self._busy.acquire(timeout=_LOOK_S):
+                check()
+                if time.monotonic() > deadline_s:
+                    raise PosixError(
+                        errno.EBUSY, "another check of this volume is under way; try again"
+                    )
         finally:
             self._waiting -= 1
-        if not has_it:
-            raise PosixError(errno.EBUSY, "another check of this volume is under way; try again")
         try:
             yield
         finally:
@@ -133,7 +142,7 @@ class FsckService:
     def _work(self, run: FsckRun) -> None:
         """The thread of a run."""
         try:
-            with self._turn.take(FSCK_CANCEL_S * 2):
+            with self._turn.take(FSCK_CANCEL_S * 2, run.progress.check):
                 self._check(run)
             run.end(DONE)
         except CancelledError:

@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 _STAND_ASIDE_S = 0.5
 _AFTER_ERROR_S = 30.0  # a worker that is away for a while must not fill the log.
 _JOIN_S = 15.0
+_COUNTED = ("inodes", "chunks", "bytes")
 
 
 class ScrubWork(Protocol):
@@ -77,7 +78,8 @@ class ScrubService:
         self._quit = False
         self._pass = 0  # which pass work belongs to: `stop` begins another one.
         self._progress = Progress()
-        self._pace = Pace(self._memory.rate, self._sleep)
+        self._base = (0, 0, 0)  # inodes, chunks and bytes of the pass before this thread's work.
+        self._pace = Pace(self._memory.rate, self._rest)
         self._thread = threading.Thread(target=self._loop, name="scrub", daemon=True)
 
     def register(self, control: ControlServer) -> None:
@@ -113,6 +115,9 @@ class ScrubService:
             if memory.state not in (RUNNING, PAUSED):
                 memory.begin_pass()
                 self._pass += 1
+            if memory.state != RUNNING:
+                self._base = memory.inodes, memory.chunks, memory.bytes
+                self._progress = Progress(total_bytes=self._progress.total_bytes)
             memory.state = RUNNING
             memory.rate = self._pace.rate = rate or memory.rate
             memory.repair = memory.repair if repair is None else repair
@@ -139,15 +144,32 @@ class ScrubService:
 
     def _status(self) -> dict[str, Any]:
         with self._changed:
-            return status_of(self._memory, self._progress.total_bytes, self._error)
+            document = status_of(self._memory, self._progress.total_bytes, self._error)
+            if self._memory.state == RUNNING:
+                for name, before in zip(_COUNTED, self._base, strict=True):
+                    document[name] = before + getattr(self._progress, name)
+            return document
 
     def _write(self) -> None:
         write_memory(self._work.folder.index, self._memory)
 
     def _sleep(self, seconds: float) -> None:
-        """The pace's sleep: ended by pause, stop and the end of the mount."""
+        """Ended by pause, stop and the end of the mount."""
         with self._changed:
             self._changed.wait_for(lambda: self._progress.is_cancelled, seconds)
+
+    def _rest(self, seconds: float) -> None:
+        """The pace's sleep.  Raises CancelledError as soon as the work is to end."""
+        end_s = time.monotonic() + seconds
+        while (left_s := end_s - time.monotonic()) > 0:
+            self._sleep(min(left_s, _STAND_ASIDE_S))
+            self._check()
+
+    def _check(self) -> None:
+        """Raises CancelledError when the work is to end: by its user, or for fsck."""
+        self._progress.check()
+        if self._turn.is_wanted:
+            raise CancelledError
 
     def _loop(self) -> None:
         while True:
@@ -167,7 +189,7 @@ class ScrubService:
     def _go_on(self, start: bytes, progress: Progress, number: int, *, repair: bool) -> None:
         """Works on pass `number` to its end or to an interruption."""
         memory = self._memory
-        base = memory.inodes, memory.chunks, memory.bytes
+        base = self._base = memory.inodes, memory.chunks, memory.bytes
         written_s = time.monotonic()
 
         def report(finding: Finding) -> None:
@@ -181,14 +203,12 @@ class ScrubService:
                 if number != self._pass:
                     raise CancelledError
                 memory.position = position.hex()
-                done = progress.inodes, progress.chunks, progress.bytes
-                memory.inodes, memory.chunks, memory.bytes = map(sum, zip(base, done, strict=True))
+                for name, before in zip(_COUNTED, base, strict=True):
+                    setattr(memory, name, before + getattr(progress, name))
                 if time.monotonic() - written_s > SCRUB_WRITE_S:
                     written_s = time.monotonic()
                     self._write()
-            progress.check()
-            if self._turn.is_wanted:
-                raise CancelledError
+            self._check()
 
         try:
             self._work.scrub(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from mpifs.core.errors import DamageError
 from mpifs.repair.census import take_census
 from mpifs.repair.check_directories import check_directory_counts, check_no_directory_cycles
 from mpifs.repair.check_files import check_inode_fields, check_orphans, check_xattrs_have_inodes
@@ -17,7 +18,7 @@ from mpifs.repair.check_totals import (
     check_inode_limit,
     check_stores_table,
 )
-from mpifs.repair.findings import Finding, Progress
+from mpifs.repair.findings import DAMAGE, Finding, Progress
 from mpifs.repair.snapshot import Snapshot
 from mpifs.repair.volume import VolumeView
 
@@ -31,19 +32,18 @@ def check_index(view: VolumeView, progress: Progress) -> Iterator[Finding]:
     """
     with view.snapshot() as transaction:
         snapshot = Snapshot(transaction)
-        yield from check_records_readable(view, snapshot, progress)
-        yield from check_inode_limit(view, snapshot, progress)
-        yield from check_generation_limit(view, snapshot, progress)
-        yield from check_stores_table(view, snapshot, progress)
-        yield from check_root(view, snapshot, progress)
-        yield from _check_names(view, snapshot, progress)
-        yield from check_no_directory_cycles(view, snapshot, progress)
-        yield from check_directory_counts(view, snapshot, progress)
-        yield from check_inode_fields(view, snapshot, progress)
-        yield from check_xattrs_have_inodes(view, snapshot, progress)
-        yield from check_orphans(view, snapshot, progress)
-        yield from check_inode_limit(view, snapshot, progress)  # what is back has a number, too
-        yield from check_counters(view, snapshot, progress)
+        for check in _CHECKS:
+            yield from _as_far_as_possible(check(view, snapshot, progress))
+
+
+def _as_far_as_possible(findings: Iterator[Finding]) -> Iterator[Finding]:
+    """The findings of a check.  What it needs may be damaged itself, and the repair of that not
+    planned (there is too much of it, or the page cannot be read): then the next run goes on."""
+    try:
+        yield from findings
+    except DamageError as error:
+        detail = f"this part of the index cannot be checked before the rest is repaired: {error}"
+        yield Finding("check_index", DAMAGE, detail)
 
 
 def _check_names(view: VolumeView, snapshot: Snapshot, progress: Progress) -> Iterator[Finding]:
@@ -56,6 +56,23 @@ def _check_names(view: VolumeView, snapshot: Snapshot, progress: Progress) -> It
             yield from check(view, snapshot, census, progress)
         first = census.end
 
+
+_CHECKS: tuple[Callable[[VolumeView, Snapshot, Progress], Iterator[Finding]], ...] = (
+    check_records_readable,
+    check_inode_limit,
+    check_generation_limit,
+    check_stores_table,
+    check_root,
+    _check_names,
+    check_no_directory_cycles,
+    check_directory_counts,
+    check_inode_fields,
+    check_xattrs_have_inodes,
+    check_orphans,
+    check_inode_limit,  # once more: what is back has a number, too
+    check_counters,
+)
+"""In this order: each relies on what those before it have planned."""
 
 IndexCheck = Callable[[VolumeView, Progress], Iterator[Finding]]
 

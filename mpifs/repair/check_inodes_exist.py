@@ -13,7 +13,7 @@ from mpifs.repair.findings import ERROR, LOST, Finding, Progress
 from mpifs.repair.lost_found import attach
 from mpifs.repair.lost_inodes import COPY, ITSELF, Rebuilt, rebuild
 from mpifs.repair.paths import entry_path, path_of
-from mpifs.repair.removal import finish_removal
+from mpifs.repair.removal import finish_removal, plan_end
 from mpifs.repair.snapshot import DentryRow, Snapshot
 from mpifs.repair.tree_edit import DIRECTORY, TreeEdit, kind_of
 from mpifs.repair.volume import VolumeView
@@ -49,6 +49,7 @@ def _restore(
         census.forget(ino)
         finding.detail += "; it was being removed, so nothing of it is missed"
         if not view.is_live:
+            plan_end(snapshot, ino)
             finding.remedy = partial(finish_removal, view, ino)
         return finding
     place = (entry.parent, entry.name, entry.kind) if entry is not None else None

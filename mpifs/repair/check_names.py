@@ -18,7 +18,7 @@ from mpifs.repair.check_inodes_exist import is_free
 from mpifs.repair.findings import ERROR, Finding, Progress
 from mpifs.repair.lost_found import attach
 from mpifs.repair.paths import entry_path, path_of
-from mpifs.repair.removal import finish_removal
+from mpifs.repair.removal import finish_removal, plan_end
 from mpifs.repair.snapshot import DentryRow, Snapshot
 from mpifs.repair.tree_edit import DIRECTORY, LINK, REGULAR, TreeEdit, kind_of
 from mpifs.repair.volume import VolumeView
@@ -224,11 +224,12 @@ def _check_removed(
         finding = Finding("check_orphans", ERROR, detail, path=b"#%d" % ino, inode=ino)
         if view.is_live:
             key = inode_key(ino)
-            added = int(snapshot.tallies.add_orphan())
+            added = int(not snapshot.tallies.take_lost_orphan())
             row = {RowKey(ORPHANS, key): encode_orphan(key)}
             amendment = snapshot.change(row, [RowKey(INODES, key)], orphans=added)
             finding.remedy = partial(view.amend, amendment)
         else:
+            plan_end(snapshot, ino)
             finding.remedy = partial(finish_removal, view, ino)
         yield finding
 

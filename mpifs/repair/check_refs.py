@@ -50,6 +50,8 @@ class _File:
     chain: int = 0
     """The chunk up to which refs follow each other without a hole behind the end."""
     chain_size: int = 0
+    chain_end: ChunkRef | None = None
+    """The last ref of these."""
     is_end_stored: bool = True
     """Whether the last chunk below the end has a ref (an empty file has no such chunk)."""
     behind: list[tuple[int, ChunkRef]] = field(default_factory=list)
@@ -142,6 +144,7 @@ class RefChecks:
             if file.is_end_stored and chunk == max(file.chain, count):
                 file.chain = chunk + 1
                 file.chain_size = chunk * record.chunk_size + ref.length
+                file.chain_end = ref
             elif len(file.behind) < FACTS_MAX:
                 file.behind.append((chunk, ref))
 
@@ -201,11 +204,9 @@ class RefChecks:
 
     def _check_refs_follow_the_size(self, file: _File, record: InodeRecord) -> Iterator[Finding]:
         """Chunks right behind the end were written; the size alone is too small."""
-        size = file.chain_size
-        if self._view.is_live:
-            now = self._view.current_size(record.ino)
-            if now is None or now > record.stable_size:
-                return
+        size, ref = file.chain_size, file.chain_end
+        if ref is None or not self._is_behind_the_end(record, file.chain - 1, ref):
+            return
         yield Finding(
             "check_refs_follow_the_size",
             ERROR,
@@ -222,10 +223,8 @@ class RefChecks:
         """Refs that begin behind the end: a crash came between the data and the size."""
         view, ino = self._view, record.ino
         start = chunk * record.chunk_size
-        if view.is_live:
-            now = view.current_size(ino)
-            if now is None or now > start or view.current_ref(ino, chunk) != ref:
-                return
+        if not self._is_behind_the_end(record, chunk, ref):
+            return
         size = self._size_in_copy(record, chunk, ref)
         if self._adopt:
             size = max(size, start + ref.length)
@@ -247,6 +246,19 @@ class RefChecks:
             )
             finding.remedy = lambda: edits.raise_size(view, ino, size)
         yield finding
+
+    def _is_behind_the_end(self, record: InodeRecord, chunk: int, ref: ChunkRef) -> bool:
+        """Whether that is so now, too.  A mounted file grows before it gets the refs, and loses the
+        refs before it shrinks: if the ref is there after the size was read, the size is wrong."""
+        view = self._view
+        if not view.is_live:
+            return True
+        now = view.current_size(record.ino)
+        try:
+            found = view.current_ref(record.ino, chunk)
+        except DamageError:
+            return False
+        return now is not None and now <= chunk * record.chunk_size and found == ref
 
     def _size_in_copy(self, record: InodeRecord, chunk: int, ref: ChunkRef) -> int:
         """The file's size in the copy of the index, if that has this very ref inside it; else 0."""

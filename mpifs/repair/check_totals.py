@@ -141,7 +141,7 @@ def check_counters(view: VolumeView, snapshot: Snapshot, progress: Progress) -> 
         ("removed files", told.orphans, orphans, (0, 0, 1)),
     ):
         if before != count:
-            detail = f"the volume counts {before} {what}, but there are {count}"
+            detail = f"the volume's total of {what} is {before}, but there are {count}"
             more_files, more_directories, more_orphans = (
                 each * (count - before) for each in deltas
             )

@@ -192,6 +192,8 @@ def is_sound(place: Place, reach: Reach, wanted: int) -> bool:
         return False
     if ref is None:
         return True
+    if not ref.stores:
+        return False  # recorded as lost
     states = check_copies_are_as_the_ref_says(place, reach)
     fine = (State.GOOD, State.UNSEEN)
     return len(states) >= wanted and all(state in fine for state in states.values())

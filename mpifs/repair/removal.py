@@ -24,7 +24,7 @@ def finish_removal(view: VolumeView, ino: int) -> bool:
         with view.snapshot() as transaction:
             snapshot = Snapshot(transaction)
             refs = list(islice(snapshot.refs(ino, end=ino + 1), DROP_COUNT_MAX))
-            amendment = _drop_refs(snapshot, ino, refs) if refs else _drop_inode(snapshot, ino)
+            amendment = _drop_refs(snapshot, ino, refs) if refs else plan_end(snapshot, ino)
         if not view.amend(amendment):
             return False
         if not refs:
@@ -56,12 +56,13 @@ def _drop_refs(snapshot: Snapshot, ino: int, refs: list[RefRow]) -> Amendment:
     return snapshot.change(rows, payload_bytes=-stored)
 
 
-def _drop_inode(snapshot: Snapshot, ino: int) -> Amendment:
+def plan_end(snapshot: Snapshot, ino: int) -> Amendment:
+    """The last step of a removal: all but the refs goes, and is no longer counted."""
     key = inode_key(ino)
     rows: dict[RowKey, bytes | None] = {
         RowKey(XATTRS, row.key): None for row in snapshot.xattrs(ino, ino + 1)
     }
-    files = directories = orphans = 0
+    files = directories = 0
     has_row = snapshot.get(INODES, key) is not None
     record = _record(snapshot, ino)
     is_directory = record is not None and kind_of(record) == DIRECTORY
@@ -72,5 +73,7 @@ def _drop_inode(snapshot: Snapshot, ino: int) -> Amendment:
         files, directories = -int(not is_directory), -int(is_directory)
     if snapshot.get(ORPHANS, key) is not None:
         rows[RowKey(ORPHANS, key)] = None
-        orphans = -1
+        orphans = -int(snapshot.tallies.take_orphan())
+    else:
+        orphans = -int(snapshot.tallies.take_lost_orphan())
     return snapshot.change(rows, files=files, directories=directories, orphans=orphans)

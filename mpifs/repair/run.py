@@ -45,7 +45,7 @@ def run(
     Raises CancelledError between steps, what `report` raises, and MpifsError when the index itself
     cannot be read any more.
     """
-    phases = _Run(progress, report, repair=repair)
+    phases = _Run(progress, report, repair=repair, is_live=view.is_live)
 
     def index() -> Iterator[Finding]:
         for check in index_checks:
@@ -67,12 +67,19 @@ class _Run:
     """What was reported already."""
 
     def __init__(
-        self, progress: Progress, report: Callable[[Finding], None], *, repair: bool
+        self,
+        progress: Progress,
+        report: Callable[[Finding], None],
+        *,
+        repair: bool,
+        is_live: bool,
     ) -> None:
         self._progress = progress
         self._report = report
         self._repair = repair
+        self._is_live = is_live
         self._told: set[int] = set()
+        self._has_looked_again = False
 
     def phase(self, name: str, check: Callable[[], Iterator[Finding]]) -> bool:
         """All rounds of a phase; whether anything was repaired."""
@@ -81,7 +88,7 @@ class _Run:
             self._progress.phase = name
             inodes = self._progress.inodes
             held: list[Finding] = []
-            count = 0
+            count = changed = 0
             for finding in check():
                 self._progress.check()
                 if self._repair and self._mend(finding):
@@ -89,15 +96,22 @@ class _Run:
                     self._tell(finding)
                 elif self._repair and len(held) < HELD_FINDINGS_MAX:
                     held.append(finding)
+                    changed += finding.remedy is not None
                 else:
                     self._tell(finding)
-            if not count:
+            if not count and not (changed and self._may_look_again()):
                 break
-            has_repaired = True
+            has_repaired = has_repaired or count > 0
             self._progress.inodes = inodes  # the next round counts them again
         for finding in held:
             self._tell(finding)
         return has_repaired
+
+    def _may_look_again(self) -> bool:
+        """Mounted, what could not be repaired may have been rewritten: look once more."""
+        is_first = self._is_live and not self._has_looked_again
+        self._has_looked_again = True
+        return is_first
 
     def _mend(self, finding: Finding) -> bool:
         """Calls the remedy; what it cannot do is said in the finding."""

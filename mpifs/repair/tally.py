@@ -72,12 +72,8 @@ class Tallies:
                 tally.subdirectories += is_directory_entry(value)
         return tally
 
-    def put_back_inode(self) -> None:
-        """An inode that had no row has one again."""
-        self._lost_inodes = self._count_lost() - 1
-
     def take_lost_inode(self) -> bool:
-        """An inode that has no row is given up; False if the totals never counted it."""
+        """An inode without a row gets one, or is given up; False if the totals never counted it."""
         lost = self._count_lost()
         if lost <= 0:
             return False
@@ -100,12 +96,13 @@ class Tallies:
             self._orphans = ahead + 1
         return ahead >= 0
 
-    def add_orphan(self) -> bool:
-        """A row of `orphans` is made; False if the totals count it already."""
+    def take_lost_orphan(self) -> bool:
+        """A row of `orphans` that is not there is given up; False if the totals never counted
+        it."""
         ahead = self._orphans_ahead()
         if ahead > 0:
             self._orphans = ahead - 1
-        return ahead <= 0
+        return ahead > 0
 
     def _orphans_ahead(self) -> int:
         """How many rows of `orphans` the totals count more than there are."""

@@ -56,10 +56,11 @@ class TreeEdit:
         self._count(1, kind_of(record) == DIRECTORY)
 
     def restore_inode(self, record: InodeRecord) -> None:
-        """Gives a record back to an inode that has lost its own: the totals count it still."""
+        """Gives a record back to an inode that has lost its own; the totals, if they do not count
+        it any more, do again."""
         self._records[record.ino] = record
-        if not self._has_row(record.ino):
-            self.snapshot.tallies.put_back_inode()
+        if not self._has_row(record.ino) and not self.snapshot.tallies.take_lost_inode():
+            self._count(1, kind_of(record) == DIRECTORY)
 
     def forget_inode(self, ino: int, is_directory: bool) -> None:
         """The last trace of an inode without a readable record goes: the totals, if they count

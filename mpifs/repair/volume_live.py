@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mpifs import faultpoint
+from mpifs.core import records
 from mpifs.core.errors import PosixError
 from mpifs.core.types import ChunkKey, ChunkRef, StoreEntry
 from mpifs.index.amendment import Amendment
@@ -78,7 +79,12 @@ class LiveVolume:
         self._settle()
 
     def copy_row(self, database: str, key: bytes) -> bytes | None:
-        """The row in the newest good copy of the index; None if there is no copy or no row."""
+        """The row as memory has it (inodes), else in the newest good copy of the index; None if
+        there is no copy or no row."""
+        if database == records.INODES and len(key) == 8:
+            remembered = self._index.remembered_inode(int.from_bytes(key, "big"))
+            if remembered is not None:
+                return remembered
         return self._copy_row(database, key) if self._copy_row is not None else None
 
     def next_generation(self) -> int:

@@ -43,7 +43,7 @@ from mpifs.core.image import (
     encode_header_into,
     encode_key,
 )
-from mpifs.core.limits import LEASE_CLOSE_S, SMALL_VALUE_BYTES_MAX, SPACE_RESERVE_BYTES
+from mpifs.core.limits import LEASE_CLOSE_S, SPACE_RESERVE_BYTES
 from mpifs.core.messages import StoreStats
 from mpifs.core.superblock import Role, Superblock
 from mpifs.core.types import ChecksumKind, ChunkKey
@@ -59,12 +59,11 @@ from mpifs.store.folder import (
     write_superblock,
 )
 from mpifs.store.side import Side, SideChange
-from mpifs.store.value import is_whole, stored_bytes
+from mpifs.store.value import COPY_INODE, home_name, is_whole, stored_bytes
 
 __all__ = ["COPY_INODE", "Change", "ChunkStore", "Image", "Lease"]
 
 _log = logging.getLogger(__name__)
-COPY_INODE = 0
 
 DAMAGED_KIND = cast(ChecksumKind, 0)
 """Checksum kind in a listed header whose stored header cannot be read."""
@@ -192,8 +191,9 @@ class ChunkStore:
 
         Makes `copy/` if it is not there: for the changing thread.  Raises FormatError, FullError.
         """
-        if inode != COPY_INODE:
-            return self._small if length <= SMALL_VALUE_BYTES_MAX else self._large
+        name = home_name(inode, length)
+        if name != "copy":
+            return self._small if name == "small" else self._large
         if self._copy is None:
             self._copy = self._make_copy()
         return self._copy

@@ -34,9 +34,10 @@ from mpifs.store.folder import lock_folder, put_in_place, remove_folder, store_f
 from mpifs.store.identity import make_right
 from mpifs.store.inspection import file_problems, has_side
 from mpifs.store.side import SIDES, Side, SideChange
-from mpifs.store.value import header_of, is_whole, stored_bytes
+from mpifs.store.value import header_of, home_name, is_whole, stored_bytes
 
 Range = tuple[bytes, "bytes | None"]
+_ODD_MAX = 100_000  # odd keys remembered; above, the whole file is searched
 _ROW_BYTES = 4096  # what a row costs in memory beside its value
 
 
@@ -79,7 +80,7 @@ def _rebuild_side(folder: str, name: str) -> int:
     try:
         if os.path.exists(data):
             with PageFile(data) as pages:
-                _Salvage(side, pages).run()
+                _Salvage(side, name, pages).run()
         side.environment.sync()
         count = side.counters.chunks
     finally:
@@ -106,28 +107,45 @@ def _check_room(folder: str, data: str) -> None:
 
 
 class _Salvage:
-    """Fills a new environment from the pages of a damaged one."""
+    """Fills a new environment from the pages of a damaged one.
 
-    def __init__(self, side: Side, pages: PageFile) -> None:
+    What a search finds must belong to this environment: LMDB does not clear the pages that it
+    fills in part (meminit), so they show what the process has written elsewhere.
+    """
+
+    def __init__(self, side: Side, side_name: str, pages: PageFile) -> None:
         self._side = side
+        self._side_name = side_name
         self._pages = pages
+        self._odd: set[bytes] = set()  # keys under which another chunk's image stood, or none
 
     def run(self) -> None:
-        """Takes rows first, then what a search finds in the ranges where rows may be lost."""
-        self._fill(self._pages.rows("chunks"))
+        """Takes rows first, then what a search finds where rows are lost or odd."""
+        self._fill(self._rows())
         ranges = self._pages.lost_ranges("chunks")
-        if ranges:
+        if len(self._odd) > _ODD_MAX:
+            ranges = [(b"", None)]
+        if ranges or self._odd:
             self._fill(self._found_in(ranges))
+
+    def _rows(self) -> Iterator[tuple[bytes, memoryview]]:
+        for key, value in self._pages.rows("chunks"):
+            header = header_of(value)
+            is_odd = header is None or encode_key(header.key) != key
+            if is_odd and len(self._odd) <= _ODD_MAX:
+                self._odd.add(key)
+            yield key, value
 
     def _found_in(self, ranges: Sequence[Range]) -> Iterator[tuple[None, memoryview]]:
         starts = [low for low, _ in ranges]
         for value in self._pages.scan_for(MAGIC, _image_bytes):
             header = header_of(value)
-            if header is None:
+            if header is None or home_name(header.inode, header.length) != self._side_name:
                 continue
             key = encode_key(header.key)
             index = bisect_right(starts, key) - 1
-            if index >= 0 and ((end := ranges[index][1]) is None or key < end):
+            is_lost = index >= 0 and ((end := ranges[index][1]) is None or key < end)
+            if is_lost or key in self._odd:
                 yield None, value
 
     def _fill(self, rows: Iterable[tuple[bytes | None, memoryview]]) -> None:

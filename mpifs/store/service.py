@@ -56,11 +56,11 @@ from mpifs.core.messages import (
 )
 from mpifs.core.types import ChecksumKind
 from mpifs.store.checkup import Checkup
-from mpifs.store.chunks import COPY_INODE, Change, ChunkStore, Image, Lease
+from mpifs.store.chunks import Change, ChunkStore, Image, Lease
 from mpifs.store.folder import find_stores, store_folder
 from mpifs.store.mend import Mender
 from mpifs.store.survey import survey
-from mpifs.store.value import stored_bytes
+from mpifs.store.value import COPY_INODE, stored_bytes
 from mpifs.store.writer import Job, Writer
 from mpifs.transport.server import Request
 

@@ -249,13 +249,18 @@ class Machine(RuleBasedStateMachine):
     )
     def set_refs(self, pick: int, chunks: list[int], length: int) -> None:
         m, ino = self.model, self.any_node(pick)
+        if m.nodes[ino].kind != stat.S_IFREG:
+            return  # only regular files have chunks
         refs = []
         for chunk in chunks:
             generation = self.index.next_generation()
             assert generation not in self.generations_seen, "generation used twice"
             self.generations_seen.add(generation)
             refs.append((chunk, ChunkRef(generation, length, b"s" * 16, (1, 2))))
-        self.index.set_refs(self.index.inode(ino), refs)
+        inode = self.index.inode(ino)
+        self.index.set_refs(inode, refs)
+        inode.size = inode.stable_size = 7 * inode.chunk_size  # what lies past it is dropped at load
+        self.index.touch(inode)
         for chunk, ref in refs:
             self.drop_model_ref(ino, chunk)
             m.nodes[ino].refs[chunk] = ref

@@ -264,15 +264,17 @@ def test_a_missing_store(one: Volume) -> None:
         assert code == 4
         findings = document["findings"]
         whole = [f["check"] for f in findings if f["chunk"] is None]
-        assert whole == ["check_store_is_there", "check_copy_stores"], findings
+        assert whole == ["check_store_is_there", "check_copies"], findings
         assert {f["worker"] for f in findings} == {2}
         chunks = {(f["path"], f["chunk"]) for f in findings if f["chunk"] is not None}
         assert all(f["severity"] == "lost" for f in findings if f["chunk"] is not None)
         assert len(chunks) == len(findings) - 2 < CHUNKS
-        assert not any(f["repaired"] for f in findings)
+        assert [f["check"] for f in findings if f["repaired"]] == ["check_copies"] * bool(words)
         if not words:
             assert sums(one) == before
     os.rename(away, home)
+    code, document = fsck(one, "--repair")  # it has pieces of the copy before.
+    assert {f["check"] for f in document["findings"]} <= {"check_copies"}
     assert fsck(one)[0] == 0
     all_there(one)
 

@@ -83,3 +83,5 @@ def test_three_hosts(hosts: list[str], way: str) -> None:
         assert (vol.mountpoint / "file").read_bytes() == content
         assert mpifs("umount", str(vol.mountpoint)).returncode == 0
         assert vol.left(state) == []
+        assert mpifs("fsck", vol.folder.path).returncode == 0  # on the hosts of the last mount.
+        assert sorted(row["host"] for row in vol.state()["workers"]) == sorted(hosts)

@@ -15,8 +15,9 @@ from tests.job.lifecycle import Volume, mpifs, volume
 pytestmark = pytest.mark.skipif(
     not os.access("/dev/fuse", os.R_OK | os.W_OK), reason="/dev/fuse may not be opened"
 )
-CHUNKS = 24
+CHUNKS = 768
 TOTAL = CHUNKS * 64 * 1024
+RATE = 6 << 20  # eight seconds for all; a paced step is 8 MiB of one store.
 
 
 @pytest.fixture
@@ -55,8 +56,8 @@ def test_a_pass_finds_nothing_in_a_good_volume(one: Volume) -> None:
 
 
 def test_pause_umount_mount_and_on(one: Volume) -> None:
-    started = scrub(one, "start", "--rate", "256KiB", "--repair")
-    assert (started["state"], started["rate"], started["repair"]) == ("running", 256 * 1024, True)
+    started = scrub(one, "start", "--rate", "6MiB/s", "--repair")
+    assert (started["state"], started["rate"], started["repair"]) == ("running", RATE, True)
     await_status(one, lambda status: status["chunks"] >= 4)
     paused = scrub(one, "pause")
     assert paused["state"] == "paused"
@@ -76,14 +77,14 @@ def test_pause_umount_mount_and_on(one: Volume) -> None:
     assert mpifs("umount", str(one.mountpoint)).returncode == 0  # running: goes on by itself.
     one.mount()
     done = await_status(one, lambda status: status["state"] == "finished")
-    assert (done["chunks"], done["rate"]) == (CHUNKS, 256 * 1024)
+    assert (done["chunks"], done["rate"]) == (CHUNKS, RATE)
     assert TOTAL <= done["bytes"] < 2 * TOTAL  # what was read ahead of the pause is read again.
     left = TOTAL - paused["bytes"]
     assert time.monotonic() - begun > 0.7 * left / done["rate"]
 
 
 def test_stop_forgets_and_fsck_goes_first(one: Volume) -> None:
-    scrub(one, "start", "--rate", "64KiB")
+    scrub(one, "start", "--rate", "1MiB")
     await_status(one, lambda status: status["chunks"] >= 2)
     done = mpifs("fsck", "--json", str(one.mountpoint))
     assert (done.returncode, json.loads(done.stdout)["findings"]) == (0, []), done.stderr

@@ -48,6 +48,15 @@ class ChunkWorld:
         self.entries: list[StoreEntry] = []
         self.progress = Progress()
 
+    @classmethod
+    def of(cls, volume: LoopbackVolume) -> ChunkWorld:
+        """The world around a volume at rest that was made otherwise."""
+        world = cls.__new__(cls)
+        world.folder, world.volume, world.contents = volume.folder, volume, {}
+        world.entries, world.progress = volume.index.stores(), Progress()
+        world.chunk = volume.index.geometry.chunk_size
+        return world
+
     # Files.
 
     def fill(self, seed: int, files: int = 12) -> None:

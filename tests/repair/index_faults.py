@@ -363,6 +363,16 @@ def inode_without_a_trace(world: World) -> Planted:
     )
 
 
+def forgotten_file(world: World) -> Planted:
+    """The same with all counts right: only the refs are left to tell."""
+    planted = inode_without_a_trace(world)
+    folder = world.record("/d")
+    smaller = replace(folder, stable_size=folder.stable_size - 1)
+    changes = planted.changes | {_inode_row(folder.ino): records.encode_inode(smaller)}
+    changes |= counters(files=-1)(world).changes
+    return Planted(changes, planted.facts[:1], exact=False)
+
+
 def directory_without_a_trace(world: World) -> Planted:
     """Entry and record of a directory are gone: its entries are left."""
     ino = world.ino["/a/b"]
@@ -500,6 +510,7 @@ FAULTS: dict[str, Fault] = {
     "counters: orphans": counters(orphans=1),
     "limit of inodes too low": inode_limit,
     "file without entry and record": inode_without_a_trace,
+    "file without a trace but its chunks": forgotten_file,
     "directory without entry and record": directory_without_a_trace,
     "row under an impossible key": foreign_key,
 }

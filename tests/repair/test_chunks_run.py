@@ -59,11 +59,12 @@ def do_run(
     *,
     repair: bool,
     progress: Progress | None = None,
+    is_live: bool = False,
 ) -> list[Finding]:
     monkeypatch.setattr(run_module, "check_chunks", lambda *_, **__: chunks.check())
     found: list[Finding] = []
     run_module.run(
-        cast(VolumeView, None),
+        cast(VolumeView, SimpleNamespace(is_live=is_live)),
         cast(StoreAccess, None),
         [lambda view, progress: index.check()],
         lambda: iter(()),
@@ -97,6 +98,14 @@ def test_rounds_go_on_until_nothing_is_repaired(monkeypatch: pytest.MonkeyPatch)
     assert sorted(finding.check for finding in left) == ["full", "no", "x"]
     assert index.calls == 3
     assert any("not repaired: full" in finding.detail for finding in left)
+
+
+def test_what_has_changed_while_mounted_is_looked_at_once_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    index = Faults(no=[])
+    assert rows(do_run(monkeypatch, index, Faults(), repair=True, is_live=True)) == [("no", False)]
+    assert index.calls == 2
 
 
 def test_what_a_later_round_repairs_is_not_told_as_left(monkeypatch: pytest.MonkeyPatch) -> None:

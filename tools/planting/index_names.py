@@ -167,7 +167,7 @@ def change_bytes_stored_of_sparse(volume: RestingVolume) -> Planted:
     change_inode(volume, inode, bytes_stored=inode.bytes_stored + 17)
     for chunk in range(-(-inode.stable_size // inode.chunk_size)):
         if (inode.ino, chunk) not in volume.refs:
-            volume.doubtful.add((inode.ino, chunk))
+            volume.holes.add((inode.ino, chunk))
     return Planted("bytes-stored-holes", (Place(inode.ino),), (Place(inode.ino),))
 
 

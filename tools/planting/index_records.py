@@ -209,7 +209,7 @@ def lose_ref_and_chunk(volume: RestingVolume) -> Planted:
         delete_chunk(volume, copy._replace(worker=worker))
     with volume.edit() as rows:
         rows.delete(records.REFS, records.ref_key(copy.ino, copy.chunk))
-    volume.doubtful.add((copy.ino, copy.chunk))
+    volume.holes.add((copy.ino, copy.chunk))
     volume.take(copy.ino)
     here = Place(copy.ino, paths=volume.paths(copy.ino), severities=SPOILED)
     return Planted("ref-dropped-unstored", (here,), (Place(copy.ino, severities=SPARE | SPOILED),))

@@ -43,6 +43,10 @@ def missing(volume: RestingVolume, copies: list[Copy]) -> tuple[Place, ...]:
     """Spoils copies; where each has its finding, if nothing else was done to it."""
     for copy in copies:
         volume.spoil(copy)
+    return _findings_of(volume, copies)
+
+
+def _findings_of(volume: RestingVolume, copies: list[Copy]) -> tuple[Place, ...]:
     return tuple(
         Place(copy.ino, copy.chunk, copy.worker, volume.paths(copy.ino), SPOILED)
         for copy in copies
@@ -54,6 +58,17 @@ def _spoil_store(volume: RestingVolume, worker: int, name: str) -> Planted:
     """All copies of a store are gone: a finding for the store, and one for each of its chunks."""
     chunks = missing(volume, held(volume, worker))
     return Planted(name, (of_store(worker), *chunks), (of_any_chunk(worker),))
+
+
+def let_go(volume: RestingVolume, planted: Planted) -> bool:
+    """What a user does who knows that a store's disk is lost for good: puts an empty folder in its
+    place.  False if the fault is none of that."""
+    worker = planted.must[0].worker
+    if planted.kind not in ("store-removed", "store-foreign") or not isinstance(worker, int):
+        return False
+    shutil.rmtree(volume.store_folder(worker), ignore_errors=True)
+    os.mkdir(volume.store_folder(worker), 0o700)
+    return True
 
 
 @kind("store-removed", "store", Stage.FILES, stores=1)
@@ -147,11 +162,9 @@ def truncate(volume: RestingVolume) -> Planted:
     size = ends[len(ends) // 2] // PAGE_BYTES * PAGE_BYTES + volume.random.randrange(PAGE_BYTES)
     os.truncate(path, size)
     cut = [c for c, s in spots.items() if s.offset + IMAGE_HEADER_BYTES + c.ref.length > size]
-    return Planted(
-        "store-truncated",
-        (of_store(worker), *missing(volume, cut)),
-        (of_any_chunk(worker),),
-    )
+    volume.shaky.update((copy.ino, copy.chunk, copy.worker) for copy in cut)
+    must = (of_store(worker), *_findings_of(volume, cut))
+    return Planted("store-truncated", must, (of_any_chunk(worker),))
 
 
 @kind("store-file-lost", "store", Stage.FILES, stores=1)

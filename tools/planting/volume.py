@@ -64,8 +64,11 @@ class RestingVolume:
         self.random = random.Random(seed)
         self.spoiled: set[tuple[int, int, int]] = set()
         """(inode, chunk, worker) of copies whose payload is not there any more."""
-        self.doubtful: set[tuple[int, int]] = set()
-        """(inode, chunk) that a repair may bring back or not: nobody can know."""
+        self.shaky: set[tuple[int, int, int]] = set()
+        """(inode, chunk, worker) of copies that may be brought back or not: of a cut file LMDB's
+        old pages may hold them still."""
+        self.holes: set[tuple[int, int]] = set()
+        """(inode, chunk) without a ref that may have had one: zeros are right, and so is EIO."""
         self.unsure: set[tuple[int, int]] = set()
         """(inode, chunk) that a verify run cannot reach and may call lost; a repair brings it
         back."""
@@ -194,8 +197,19 @@ class RestingVolume:
             (ino, chunk)
             for (ino, chunk), ref in self.refs.items()
             if ino not in without
-            and (ino, chunk) not in self.doubtful
+            and (ino, chunk) not in self.holes
             and all((ino, chunk, worker) in self.spoiled for worker in ref.stores)
+        }
+
+    @property
+    def doubtful(self) -> set[tuple[int, int]]:
+        """(inode, chunk) that a repair may bring back or not: nobody can know."""
+        gone = self.spoiled | self.shaky
+        return self.holes | {
+            (ino, chunk)
+            for (ino, chunk), ref in self.refs.items()
+            if all((ino, chunk, worker) in gone for worker in ref.stores)
+            and any((ino, chunk, worker) in self.shaky for worker in ref.stores)
         }
 
     def spoil(self, copy: Copy) -> None:
