@@ -46,7 +46,7 @@ def main() -> int:
         parser.error("the volume holds more than 1 GiB; --force if its data may be destroyed")
     names = words.kinds or mixture(volume, words.mixture, words.seed)
     try:
-        for planted in plant(volume, names):
+        for planted in plant(volume, names, skips=not words.kinds):
             print(json.dumps(planted.document()))
     except NothingLeftError:
         print("faults: the volume has no place left for all of these", file=sys.stderr)

@@ -120,6 +120,11 @@ class Amending(Namespace, Orphans, Garbage):
         database, key = row
         if database == records.INODES and len(key) == 8:
             self._follow_inode(key, value)
+        elif database == records.REFS and len(key) == 16:
+            ino = int.from_bytes(key[:8], "big")
+            live = self._cache.get(ino) or self._evicted.get(ino)
+            if live is not None:
+                live.forget_trust()
         elif database == records.DENTRIES and len(key) > 8:
             self._names.pop((int.from_bytes(key[:8], "big"), key[8:]), None)
         elif database == records.META and value is not None:
@@ -149,3 +154,4 @@ class Amending(Namespace, Orphans, Garbage):
         for name in _RECORD_FIELDS:
             setattr(live, name, getattr(record, name))
         live.size = max(live.size, live.stable_size) if has_unwritten else live.stable_size
+        live.forget_trust()

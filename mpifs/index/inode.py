@@ -12,13 +12,15 @@ class Trust(Enum):
     """What is known of the refs of an inode; belongs to index.refs."""
 
     UNKNOWN = 0
-    """It was just made, or loaded."""
-    IN_RANGE = 1
-    """No ref begins past the size that it was loaded with."""
-    COMPLETE = 2
-    """The refs add up: a chunk without one is a hole."""
-    SHORT = 3
+    """Nobody has looked yet."""
+    COMPLETE = 1
+    """They add up: a chunk without one is a hole."""
+    SHORT = 2
     """They do not: a chunk without one may be lost."""
+
+
+NO_LEFTOVERS = 2**128
+"""As a loaded size: no ref stands past the end."""
 
 
 class Inode(InodeRecord):
@@ -32,7 +34,8 @@ class Inode(InodeRecord):
     pins: open handles and dirty data (Index.pin, Index.unpin); then it stays in the cache.
     data: belongs to vfs; the index never looks at it.
     reaped: the index is removing it or has removed it; what is set now is lost, refs are garbage.
-    trust: what is known of its refs; `loaded_size` is the size that it was loaded with.
+    trust: whether its refs are complete.  loaded_size: its size on disk when it was loaded, refs
+    past that are a crash's leftovers; NO_LEFTOVERS once they are dropped.  Both are index.refs'.
     """
 
     __slots__ = ("__weakref__", "data", "loaded_size", "pins", "reaped", "size", "trust")
@@ -88,11 +91,9 @@ class Inode(InodeRecord):
     __hash__ = object.__hash__
 
     def forget_trust(self) -> None:
-        """Its record or its refs have been amended on disk: what was known of them is old.
-
-        What then stands past its size is meant to (a repair that raises the size comes next).
-        """
-        self.trust = Trust.IN_RANGE
+        """Its record or its refs have been amended on disk: what was known of them is old."""
+        self.trust = Trust.UNKNOWN
+        self.loaded_size = max(self.loaded_size, self.stable_size)
 
     @property
     def is_directory(self) -> bool:

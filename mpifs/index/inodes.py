@@ -12,7 +12,7 @@ from itertools import islice
 from mpifs.core.errors import PosixError
 from mpifs.core.limits import INODE_CACHE_MAX
 from mpifs.core.records import INODES, decode_inode, inode_key
-from mpifs.index.inode import Inode, Trust
+from mpifs.index.inode import Inode
 from mpifs.index.state import State
 
 _EVICTED_SHARE = 32  # leave at once: one by one, a dict's emptied head is walked each time
@@ -41,7 +41,7 @@ class Inodes(State):
         with self.lock:
             if inode.reaped:
                 return
-            if inode.trust is Trust.UNKNOWN and inode.stable_size > inode.loaded_size:
+            if inode.stable_size > inode.loaded_size:
                 self._drop_leftovers(inode)
             self._dirty[inode.ino] = inode
 

@@ -20,7 +20,7 @@ from mpifs.core.limits import DROP_COUNT_MAX
 from mpifs.core.mending import correct_record
 from mpifs.core.records import REFS, decode_ref, decode_ref_key, inode_key, ref_key
 from mpifs.core.types import ChunkKey, ChunkRef
-from mpifs.index.inode import Inode, Trust
+from mpifs.index.inode import NO_LEFTOVERS, Inode, Trust
 from mpifs.index.memtable import UNKNOWN, merged
 from mpifs.index.state import State
 from mpifs.kv import ReadTransaction
@@ -40,7 +40,7 @@ class Refs(State):
         with self.lock:
             if not inode.bytes_stored:
                 return None
-            if inode.trust is Trust.UNKNOWN:
+            if chunk * inode.chunk_size >= inode.loaded_size:
                 self._drop_leftovers(inode)
             found = self._ref(inode.ino, chunk)
         if found is None and inode.trust is not Trust.COMPLETE:
@@ -67,7 +67,7 @@ class Refs(State):
         """
         with self.lock:
             inode = self._cache.get(ino)
-            if inode is not None and inode.trust is Trust.UNKNOWN:
+            if inode is not None and inode.size > inode.loaded_size:
                 self._drop_leftovers(inode)
             found = self._refs_anyhow(ino, first, limit)
             for chunk, ref in found:
@@ -98,11 +98,13 @@ class Refs(State):
             stored = inode.bytes_stored
             if not stored:
                 inode.trust = Trust.COMPLETE  # there is no ref that could be missing
-            elif inode.trust is Trust.UNKNOWN:
-                self._drop_leftovers(inode)
-                stored = inode.bytes_stored
+                inode.loaded_size = NO_LEFTOVERS
             try:
                 for chunk, ref in refs:
+                    if chunk * inode.chunk_size >= inode.loaded_size:
+                        self._set_stored(inode, stored)
+                        self._drop_leftovers(inode)
+                        stored = inode.bytes_stored
                     stored += self._replace(inode, chunk, ref, stored)
             finally:
                 self._set_stored(inode, stored)
@@ -141,10 +143,10 @@ class Refs(State):
             return rest
 
     def _drop_leftovers(self, inode: Inode) -> None:
-        """Drops refs that begin at or past the end of an inode that was just loaded: a crash left
-        them, and they must not show when the file grows.  Requires: the lock is held."""
-        inode.trust = Trust.IN_RANGE
-        rest: int | None = -(-inode.loaded_size // inode.chunk_size)
+        """Drops refs that begin at or past the end that the inode had when it was loaded: a crash
+        left them, and they must not show when the file grows.  Requires: the lock is held."""
+        rest: int | None = -(-inode.loaded_size // max(1, inode.chunk_size))
+        inode.loaded_size = NO_LEFTOVERS
         while rest is not None:
             rest = self.drop_refs(inode, rest)
 
@@ -190,22 +192,23 @@ class Refs(State):
         return ref.length - old.length
 
     def _damaged_ref(self, inode: Inode, chunk: int, stored: int) -> ChunkRef:
-        """What a damaged ref was: as mended, else with its length alone, if that is known.
+        """What a damaged ref was: as mended, else with its length alone, if there is no doubt.
 
-        The length is what lacks of `stored`, the sum that there should be, provided that it can
-        be the length of one chunk.
+        There is none if just what a whole chunk is long lacks of `stored`, the sum that should be.
         """
         if inode.trust is Trust.SHORT:
-            inode.trust = Trust.IN_RANGE  # perhaps it adds up now
+            inode.trust = Trust.UNKNOWN  # perhaps it adds up now
         key = ref_key(inode.ino, chunk)
         with self._env.read() as transaction:
             value = bytes(transaction.get(REFS, key) or b"")
         mended = correct_record(key, value)
-        if mended is not None and mended[0] == key:
-            with contextlib.suppress(DamageError):
-                return decode_ref(*mended)
+        if mended is not None:
+            with contextlib.suppress(DamageError):  # else it is the ref of another chunk
+                return decode_ref(key, mended[1])
+            return _DAMAGED
         missing = stored - self._sum(inode.ino)
-        return _DAMAGED._replace(length=missing if 0 < missing <= inode.chunk_size else 0)
+        whole = min(inode.chunk_size, inode.stable_size - chunk * inode.chunk_size)
+        return _DAMAGED._replace(length=missing) if 0 < missing == whole else _DAMAGED
 
     def _set_stored(self, inode: Inode, stored: int) -> None:
         if stored != inode.bytes_stored:

@@ -253,8 +253,8 @@ class RefChecks:
         view = self._view
         if not view.is_live:
             return True
-        now = view.current_size(record.ino)
         try:
+            now = view.current_size(record.ino)
             found = view.current_ref(record.ino, chunk)
         except DamageError:
             return False

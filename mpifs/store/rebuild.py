@@ -14,6 +14,7 @@ that deleted chunks can come back; the index knows which ones it has deleted.
 from __future__ import annotations
 
 import os
+import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -37,6 +38,13 @@ from mpifs.store.side import SIDES, Side, SideChange
 from mpifs.store.value import header_of, home_name, is_whole, stored_bytes
 
 Range = tuple[bytes, "bytes | None"]
+_LOCAL = re.compile(
+    r"page \d+ \((value in )?(chunks|headers)[,)]"
+    r"|(chunks|headers): its pages and records"
+    r"|pages? .* neither in use nor in the free list"
+)
+"""Problems that leave no doubt of what the newest state is.  With all others (of meta pages, of the
+free list) the rows may be those of an older state."""
 _ODD_MAX = 100_000  # odd keys remembered; above, the whole file is searched
 _ROW_BYTES = 4096  # what a row costs in memory beside its value
 
@@ -54,24 +62,19 @@ def rebuild(volume_folder: str, wanted: Rebuild) -> RebuildReply:
     try:
         for name in SIDES:
             remove_folder(os.path.join(folder, name + ".new"))
-            problem = _first_problem(folder, name)
-            if problem:
-                count = _rebuild_side(folder, name)
+            problems = list(file_problems(os.path.join(folder, name)))
+            if problems and has_side(folder, name):
+                count = _rebuild_side(folder, name, all(map(_LOCAL.match, problems)))
                 chunks += count
-                done.append(f"made {name}/{DATA_NAME} anew with {count} chunks ({problem})")
+                done.append(f"made {name}/{DATA_NAME} anew with {count} chunks ({problems[0]})")
     finally:
         os.close(lock)
     return RebuildReply(chunks, done)
 
 
-def _first_problem(folder: str, name: str) -> str:
-    if not has_side(folder, name):
-        return ""
-    return next(file_problems(os.path.join(folder, name)), "")
-
-
-def _rebuild_side(folder: str, name: str) -> int:
-    """Makes one environment anew; the number of chunks in it."""
+def _rebuild_side(folder: str, name: str, is_local: bool) -> int:
+    """Makes one environment anew; the number of chunks in it.  `is_local`: only pages of its
+    databases are damaged, so that what is not in their lost ranges is in their rows."""
     path = os.path.join(folder, name)
     fresh = path + ".new"
     data = os.path.join(path, DATA_NAME)
@@ -80,7 +83,7 @@ def _rebuild_side(folder: str, name: str) -> int:
     try:
         if os.path.exists(data):
             with PageFile(data) as pages:
-                _Salvage(side, name, pages).run()
+                _Salvage(side, name, pages).run(is_local)
         side.environment.sync()
         count = side.counters.chunks
     finally:
@@ -119,11 +122,11 @@ class _Salvage:
         self._pages = pages
         self._odd: set[bytes] = set()  # keys under which another chunk's image stood, or none
 
-    def run(self) -> None:
+    def run(self, is_local: bool) -> None:
         """Takes rows first, then what a search finds where rows are lost or odd."""
         self._fill(self._rows())
         ranges = self._pages.lost_ranges("chunks")
-        if len(self._odd) > _ODD_MAX:
+        if not is_local or len(self._odd) > _ODD_MAX:
             ranges = [(b"", None)]
         if ranges or self._odd:
             self._fill(self._found_in(ranges))

@@ -127,14 +127,17 @@ def _judge(
     checksum: ChecksumFunction | None,
 ) -> tuple[bytes, int]:
     """A row's report, and how many payload bytes were summed for it."""
-    if image is None or listed is None or checksum is None:
+    if image is None or listed is None:
         return _judge_closely(key, image, listed, checksum)
     head = bytes(image[:IMAGE_HEADER_BYTES])
     if head == bytes(listed) and len(head) == IMAGE_HEADER_BYTES:
         header = unpack_header(head)
         if header is not None and header[0] == key:
-            end = IMAGE_HEADER_BYTES + header[1]
-            if end <= len(image) and checksum(image[IMAGE_HEADER_BYTES:end]) == header[2]:
+            if image is listed:
+                return encode_good(*header), 0
+            payload = image[IMAGE_HEADER_BYTES : IMAGE_HEADER_BYTES + header[1]]
+            is_cut = len(payload) < header[1]
+            if checksum is not None and not is_cut and checksum(payload) == header[2]:
                 return encode_good(*header), header[1]
     return _judge_closely(key, image, listed, checksum)
 

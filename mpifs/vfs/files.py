@@ -217,6 +217,8 @@ class Files:
                 found = min(
                     [c for c in dirty if c >= chunk] + [c for c, _ in stored], default=last + 1
                 )
+                if found > chunk:
+                    self._index.check_holes(inode)
                 if found > last:
                     raise PosixError(errno.ENXIO)
                 return max(offset, found * chunk_size)

@@ -137,7 +137,10 @@ class Reader:
         first = max(end // chunk_size + 1, handle.ahead + 1)
         for chunk in range(first, last + 1):
             handle.ahead = chunk
-            ref = self._index.ref(handle.inode, chunk)
+            try:
+                ref = self._index.ref(handle.inode, chunk)
+            except DamageError:
+                return  # for the one who reads that chunk
             if ref is not None:
                 self._queue.append((ChunkKey(handle.inode.ino, chunk, ref.generation), ref))
                 self._wanted.release()

@@ -204,13 +204,14 @@ class WriteBack:
 
     def _open_buffer(self, data: FileData, chunk: int, start: int, length: int) -> ChunkBuffer:
         """The dirty buffer of a chunk, with room for [start, start + length)."""
-        inode = data.inode
+        inode, end = data.inode, start + length
         buffer = data.dirty.get(chunk)
-        end = start + length
         if buffer is None:
             below = max(0, inode.size - chunk * inode.chunk_size)
             flying = data.on_its_way(chunk) if below else None
-            ref = self._index.ref(inode, chunk) if below and flying is None else None
+            # What is written whole needs no base: a lost chunk can be written anew.
+            is_part = flying is None and below and (start or end < min(below, inode.chunk_size))
+            ref = self._index.ref(inode, chunk) if is_part else None
             base_length = flying.length if flying else ref.length if ref else 0
             limit = min(base_length, below)
             size = capacity_for(max(end, limit), inode.chunk_size)

@@ -27,8 +27,8 @@ def family(*names: str) -> list[str]:
 
 
 GROUPS: dict[str, tuple[int, list[str]]] = {
-    "chunks, one copy": (1, [n for n in family("chunk") if KINDS[n].replicas == 1]),
-    "chunks, two copies": (2, family("chunk")),
+    "chunks, one copy": (1, [n for n in family("chunk", "ref") if KINDS[n].replicas == 1]),
+    "chunks, two copies": (2, family("chunk", "ref")),
     "records": (1, family("record")),
     "names": (2, family("name")),
     "numbers, values": (1, [*OF_META["value-bit"], "root-value-bit"]),

@@ -109,11 +109,11 @@ class Sample:
         """What the volume showed before."""
         return self.template.truth
 
-    def plant(self, names: list[str], seed: int) -> None:
+    def plant(self, names: list[str], seed: int, *, skips: bool = False) -> None:
         """Damages it, and prints what repeats that."""
         print(f"seed {seed}: {' '.join(names)}")
         self.before = RestingVolume(str(self.store), seed)
-        self.planted = plant(self.before, names)
+        self.planted = plant(self.before, names, skips=skips)
         for planted in self.planted:
             print(f"  {planted.document()}")
 

@@ -95,6 +95,7 @@ def _unread(
     """Reads after the repair: wrong bytes, and what is not back although it is not lost."""
     lost = resting.lost(gone) | resting.doubtful
     loose = {ino for fault in planted for ino in fault.loose} | gone
+    misses_some = {ino for ino, _ in resting.doubtful}  # any of its holes may be what is missing
     numbers = {path: ino for ino in resting.inodes for path in resting.paths(ino)}
     bad = []
     found = world.read()
@@ -105,7 +106,8 @@ def _unread(
             continue
         for chunk, piece in enumerate(pieces):
             read = found[path][chunk] if chunk < len(found[path]) else b""
-            if read is None and (ino, chunk) not in lost:
+            is_hole = (ino, chunk) not in resting.refs and ino in misses_some
+            if read is None and (ino, chunk) not in lost and not is_hole:
                 bad.append(f"{path!r} chunk {chunk} is not back")
             if read is not None and read != piece and ino not in loose:
                 bad.append(f"{path!r} chunk {chunk} has wrong bytes")

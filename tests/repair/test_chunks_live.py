@@ -270,3 +270,26 @@ def test_a_slow_check_goes_on_where_it_was(tmp_path: Path) -> None:
             break
         assert {(f.inode, f.worker) for f in found} == set(gone.items())
         assert sum(paid) >= 40 * 2 * CHUNK - len(gone) * CHUNK
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_a_crash_leaves_only_leftovers(tmp_path: Path, number: int) -> None:
+    """What a kill of all ranks leaves is found, costs nothing, and goes by a repair."""
+    print("seed", SEED)
+    volume = LoopbackVolume(tmp_path / "v", workers=3, chunk_size=CHUNK, replicas=1 + number % 2)
+    vfs = volume.open(VfsOptions(commit_interval_s=0.02))
+    content = random.Random(SEED).randbytes(5 * CHUNK)
+    make_file(vfs, b"/still", content)
+    with Writer(vfs, SEED + number):
+        time.sleep(0.5 + number / 7)
+    put_image(volume, 2, ChunkKey(77, 0, vfs.index.next_generation()), b"in flight")
+    volume.crash()
+    world = ChunkWorld.of(volume)
+    world.contents = {b"/still": content}
+    found = world.check()
+    assert {f.severity for f in found} <= {"leftover", "error"}, told(found)
+    assert {f.check for f in found if f.severity == "error"} <= {"check_refs_follow_the_size"}
+    assert any(f.inode == 77 for f in found)
+    assert [f for f in world.check(repair=True) if not f.repaired] == []
+    assert told(world.check()) == []
+    assert world.wrong_bytes() == []

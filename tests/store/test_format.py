@@ -1,4 +1,4 @@
-"""The worked examples of doc/format.md, sections 1 to 3, are what the codecs make."""
+"""The worked examples of doc/format.md, sections 1 to 3, and of chunk reports in doc/wire.md."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 import mpifs
+from mpifs.core.checksum import function_of
+from mpifs.core.chunk_report import ChunkReport, Fault, decode_reports, encode_good, encode_report
 from mpifs.core.image import encode_key
 from mpifs.core.superblock import Role, Superblock, decode, encode
 from mpifs.core.types import ChecksumKind, ChunkKey
@@ -48,3 +50,19 @@ def test_key_and_counters() -> None:
     assert _encode(Counters(1, 13)) == counters
     assert _decode(memoryview(counters)) == Counters(1, 13)
     assert _decode(memoryview(counters[:-1] + b"\0")) is None
+
+
+def test_chunk_report() -> None:
+    text = (Path(mpifs.__file__).parent / "doc" / "wire.md").read_text()
+    block = text.split("its image is not listed and names generation 999.\n```\n")[1].split("```")[
+        0
+    ]
+    golden = b"".join(bytes.fromhex(line.split("  ", 1)[1]) for line in block.splitlines())
+    key = ChunkKey(42, 7, 1000)
+    checksum = function_of(ChecksumKind.XXH3_128)(b"Hello, chunk!")
+    faults = Fault.NOT_LISTED | Fault.WRONG_KEY
+    report = ChunkReport(key, faults, 13, checksum, key._replace(generation=999))
+    assert encode_report(report) == golden
+    assert decode_reports(golden + golden) == [report, report]
+    good = ChunkReport(key, 0, 13, checksum, key)
+    assert encode_good(encode_key(key), 13, checksum) == encode_report(good)

@@ -294,7 +294,9 @@ def _with_other_worker(volume: RestingVolume) -> tuple[Copy, int]:
     def others(copy: Copy) -> list[int]:
         return [worker for worker in volume.free_workers if worker not in copy.ref.stores]
 
-    copy = volume.take_copy(lambda copy: bool(others(copy)))
+    # If a store of the chunk itself is lost, one copy more elsewhere is no copy too many.
+    stay = set(volume.free_workers)
+    copy = volume.take_copy(lambda copy: bool(others(copy)) and stay.issuperset(copy.ref.stores))
     return copy, volume.choose(others(copy))
 
 
@@ -305,7 +307,7 @@ def change_ref(volume: RestingVolume, copy: Copy, change: Callable[[ChunkRef], C
         rows.put(records.REFS, key, records.encode_ref(key, change(copy.ref)))
 
 
-@kind("ref-copy-forgotten", "chunk", Stage.ROWS, replicas=2)
+@kind("ref-copy-forgotten", "ref", Stage.ROWS, replicas=2)
 def forget_copy(volume: RestingVolume) -> Planted:
     """A ref that names fewer stores than it should; the copy is still on the other one."""
     copy = volume.take_copy(lambda copy: len(copy.ref.stores) > 1)
@@ -315,7 +317,7 @@ def forget_copy(volume: RestingVolume) -> Planted:
     return Planted("ref-copy-forgotten", (here,))
 
 
-@kind("ref-unknown-store", "chunk", Stage.ROWS)
+@kind("ref-unknown-store", "ref", Stage.ROWS)
 def name_unknown_store(volume: RestingVolume) -> Planted:
     """A ref that names a store which the volume does not have; the chunk is where it was."""
     copy = volume.take_copy()
@@ -327,7 +329,7 @@ def name_unknown_store(volume: RestingVolume) -> Planted:
     return Planted("ref-unknown-store", (here,))
 
 
-@kind("ref-checksum", "chunk", Stage.ROWS)
+@kind("ref-checksum", "ref", Stage.ROWS)
 def change_checksum(volume: RestingVolume) -> Planted:
     """A ref whose checksum no stored copy has; its own guard is right."""
     copy = volume.take_copy()

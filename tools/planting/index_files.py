@@ -23,7 +23,7 @@ def _whole(volume: RestingVolume, name: str, *, is_lost: bool) -> Planted:
     """The index cannot be opened, so that a verify run cannot say more (but it may)."""
     volume.unsure.update(volume.refs)
     loose = tuple(volume.inodes) if is_lost else ()
-    return Planted(name, (ELSEWHERE,), (ELSEWHERE,), loose=loose)
+    return Planted(name, (ELSEWHERE,), (ELSEWHERE,), loose=loose, hides=True)
 
 
 @kind("index-removed", "index", Stage.FILES)

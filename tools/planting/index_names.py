@@ -165,9 +165,7 @@ def change_bytes_stored_of_sparse(volume: RestingVolume) -> Planted:
         lambda i: is_file(i) and i.bytes_stored < i.stable_size - i.chunk_size
     )
     change_inode(volume, inode, bytes_stored=inode.bytes_stored + 17)
-    for chunk in range(-(-inode.stable_size // inode.chunk_size)):
-        if (inode.ino, chunk) not in volume.refs:
-            volume.holes.add((inode.ino, chunk))
+    volume.note_holes(inode)
     return Planted("bytes-stored-holes", (Place(inode.ino),), (Place(inode.ino),))
 
 
@@ -234,10 +232,10 @@ def list_linked_as_orphan(volume: RestingVolume) -> Planted:
     """A file with a name that is listed for deletion: the next mount would delete it."""
     inode = volume.take_inode(is_file)
     key = records.inode_key(inode.ino)
-    volume.counters = volume.counters._replace(orphans=volume.counters.orphans + 1)
+    counters = volume.counters._replace(orphans=volume.counters.orphans + 1)
     with volume.edit() as rows:
         rows.put(records.ORPHANS, key, records.encode_orphan(key))
-        rows.put(records.META, records.KEY_COUNTERS, records.encode_counters(volume.counters))
+        volume.put_counters(rows, counters)
     return about(inode.ino, "orphan-of-linked")
 
 
@@ -246,10 +244,10 @@ def list_missing_as_orphan(volume: RestingVolume) -> Planted:
     """An inode that does not exist is listed for deletion."""
     ghost = volume.choose([n for n in range(2, volume.inode_limit) if n not in volume.inodes][:50])
     key = records.inode_key(ghost)
-    volume.counters = volume.counters._replace(orphans=volume.counters.orphans + 1)
+    counters = volume.counters._replace(orphans=volume.counters.orphans + 1)
     with volume.edit() as rows:
         rows.put(records.ORPHANS, key, records.encode_orphan(key))
-        rows.put(records.META, records.KEY_COUNTERS, records.encode_counters(volume.counters))
+        volume.put_counters(rows, counters)
     return Planted("orphan-of-none", (Place(ghost),), (Place(ghost),))
 
 
@@ -278,12 +276,12 @@ def remove_inode_and_name(volume: RestingVolume) -> Planted:
     inode = volume.take_inode(lambda i: is_file(i) and i.nlink == 1)
     ((parent, name),) = (key for key, (ino, _) in volume.dentries.items() if ino == inode.ino)
     folder = volume.inodes[parent]
-    volume.counters = volume.counters._replace(files=volume.counters.files - 1)
+    counters = volume.counters._replace(files=volume.counters.files - 1)
     with naming(volume) as rows:
         rows.delete(records.DENTRIES, records.name_key(parent, name))
         rows.delete(records.INODES, records.inode_key(inode.ino))
         put_inode(volume, rows, replace(folder, stable_size=folder.stable_size - 1))
-        rows.put(records.META, records.KEY_COUNTERS, records.encode_counters(volume.counters))
+        volume.put_counters(rows, counters)
     here = Place(inode.ino)
     # Nobody can know whether the counter lacks the file too, so it may be told as well.
     return Planted("ref-of-none", (here,), (here, ELSEWHERE), loose=(inode.ino,))
@@ -294,9 +292,8 @@ def change_counters(volume: RestingVolume) -> Planted:
     """A total of the volume that is wrong."""
     field = volume.random.choice(("files", "directories", "payload_bytes", "orphans"))
     value = getattr(volume.counters, field) + volume.random.choice((1, 100))
-    volume.counters = volume.counters._replace(**{field: value})
     with volume.edit() as rows:
-        rows.put(records.META, records.KEY_COUNTERS, records.encode_counters(volume.counters))
+        volume.put_counters(rows, volume.counters._replace(**{field: value}))
     return Planted("counters", (replace(ELSEWHERE, words=("counter", "total")),), (ELSEWHERE,))
 
 

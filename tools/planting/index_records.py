@@ -98,6 +98,7 @@ def meta_row(name: bytes) -> Callable[[RestingVolume], Row]:
     def row(volume: RestingVolume) -> Row:
         about = Place(inode=None, chunk=None, severities=frozenset((DAMAGE, ERROR)))
         must = replace(about, words=META_KEYS[name])
+        volume.has_bad_counters |= name == records.KEY_COUNTERS
         return records.META, name, Planted("", (must,), (about,))
 
     return row
@@ -111,14 +112,13 @@ def unlink_open(volume: RestingVolume) -> int:
     folder = replace(folder, stable_size=folder.stable_size - 1)
     volume.inodes[parent] = folder
     counters = volume.counters._replace(orphans=volume.counters.orphans + 1)
-    volume.counters = counters
     key = records.inode_key(inode.ino)
     with volume.edit() as rows:
         rows.delete(records.DENTRIES, records.name_key(parent, name))
         rows.put(records.INODES, key, records.encode_inode(replace(inode, nlink=0)))
         rows.put(records.INODES, records.inode_key(parent), records.encode_inode(folder))
         rows.put(records.ORPHANS, key, records.encode_orphan(key))
-        rows.put(records.META, records.KEY_COUNTERS, records.encode_counters(counters))
+        volume.put_counters(rows, counters)
     return inode.ino
 
 
@@ -209,7 +209,9 @@ def lose_ref_and_chunk(volume: RestingVolume) -> Planted:
         delete_chunk(volume, copy._replace(worker=worker))
     with volume.edit() as rows:
         rows.delete(records.REFS, records.ref_key(copy.ino, copy.chunk))
+    # Which of the file's holes had a ref, nothing tells any more: all may give EIO.
     volume.holes.add((copy.ino, copy.chunk))
+    volume.note_holes(volume.inodes[copy.ino])
     volume.take(copy.ino)
     here = Place(copy.ino, paths=volume.paths(copy.ino), severities=SPOILED)
     return Planted("ref-dropped-unstored", (here,), (Place(copy.ino, severities=SPARE | SPOILED),))
@@ -246,12 +248,12 @@ def add_ref_past_end(volume: RestingVolume) -> Planted:
     add_chunk(volume, worker, key, image, length)
     inode = replace(inode, bytes_stored=inode.bytes_stored + length)
     total = volume.counters.payload_bytes + length
-    volume.counters = volume.counters._replace(payload_bytes=total)
+    counters = volume.counters._replace(payload_bytes=total)
     row = records.ref_key(inode.ino, chunk)
     ref = ChunkRef(key.generation, length, decode_header(image).checksum, (worker,))
     with volume.edit() as rows:
         rows.put(records.REFS, row, records.encode_ref(row, ref))
         rows.put(records.INODES, records.inode_key(inode.ino), records.encode_inode(inode))
-        rows.put(records.META, records.KEY_COUNTERS, records.encode_counters(volume.counters))
+        volume.put_counters(rows, counters)
     here = Place(inode.ino, chunk, severities=frozenset((LEFTOVER,)))
     return Planted("ref-past-end", (here,), (Place(inode.ino, chunk, severities=SPARE),))

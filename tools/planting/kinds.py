@@ -7,7 +7,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from .planted import Planted
-from .volume import RestingVolume
+from .volume import NothingLeftError, RestingVolume
 
 Plant = Callable[[RestingVolume], Planted]
 
@@ -24,8 +24,8 @@ class Stage(IntEnum):
 
 
 class Kind(NamedTuple):
-    """One kind of fault.  `family`: chunk, store, index (as a whole), copy (of the index), record
-    (damaged; root: of the root), name (whole in itself and wrong) or total (of the volume)."""
+    """One kind of fault.  `family`: chunk, ref (to one), store, index (as a whole), copy (of the
+    index), record (damaged; root: of the root), name (whole in itself and wrong) or total."""
 
     name: str
     family: str
@@ -58,11 +58,19 @@ def kind(
     return register
 
 
-def plant(volume: RestingVolume, names: list[str]) -> list[Planted]:
+def plant(volume: RestingVolume, names: list[str], *, skips: bool = False) -> list[Planted]:
     """Plants the kinds, each as often as it is named, rows first and whole files last.
 
-    Raises NothingLeftError when the volume has no place left; what was planted stays.
+    Raises NothingLeftError when the volume has no place left for one (`skips`: leaves it out); what
+    was planted stays.
     """
     volume.reserve_stores(sum(KINDS[name].stores for name in names))
     ordered = sorted(names, key=lambda name: KINDS[name].stage)
-    return [KINDS[name].plant(volume) for name in ordered]
+    planted = []
+    for name in ordered:
+        try:
+            planted.append(KINDS[name].plant(volume))
+        except NothingLeftError:
+            if not skips:
+                raise
+    return planted

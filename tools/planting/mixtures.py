@@ -12,7 +12,7 @@ ALL = (chunks, stores, index_records, index_names, index_files)
 """The modules that register kinds."""
 SINGLE = ("store", "index", "total", "root")
 """Families that a mixture takes one of at most."""
-OF_ROWS = ("record", "name", "total", "root")
+OF_ROWS = ("ref", "record", "name", "total", "root")
 """Families that leave no trace when the index is lost as a whole."""
 
 

@@ -7,7 +7,7 @@ that nothing was done to, and exactly the chunks without a good copy are called 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 Document: TypeAlias = "dict[str, Any]"
@@ -80,6 +80,13 @@ class Planted:
     loose: tuple[int, ...] = ()
     gone: tuple[int, ...] = ()
     is_blind: bool = False
+    hides: bool = False
+    """The index cannot be read: of other faults only those of stores as such can be found."""
+
+    def without_names(self) -> Planted:
+        """The same, where nothing tells the names of inodes."""
+        must = tuple(replace(place, paths=()) for place in self.must)
+        return replace(self, must=must, may=tuple(replace(place, paths=()) for place in self.may))
 
     def document(self) -> Document:
         """For the command line: the first place that must be found."""
@@ -114,9 +121,14 @@ def complaints(
     `lost`: (inode, chunk) of all that has no good copy; `doubtful`: where nobody can know.
     """
     planted, lost, doubtful = list(planted), set(lost), set(doubtful)
+    is_hidden = any(fault.hides for fault in planted)
+    if is_hidden:
+        planted, lost = [fault.without_names() for fault in planted], set()
     found = []
     for fault in planted:
         for place in fault.must:
+            if is_hidden and place.inode is not None:
+                continue
             if not any(place.has(finding) for finding in findings):
                 found.append(f"not found: {fault.kind} at {place}")
     for finding in findings:

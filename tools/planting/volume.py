@@ -18,7 +18,7 @@ from mpifs.core import records
 from mpifs.core.checksum import function_of
 from mpifs.core.image import IMAGE_HEADER_BYTES, encode_header_into, encode_key
 from mpifs.core.limits import SMALL_VALUE_BYTES_MAX
-from mpifs.core.records import InodeRecord
+from mpifs.core.records import Counters, InodeRecord
 from mpifs.core.superblock import SUPERBLOCK_NAME, decode
 from mpifs.core.types import ChunkKey, ChunkRef
 from mpifs.kv import Environment, WriteTransaction
@@ -74,6 +74,8 @@ class RestingVolume:
         back."""
         self.reserved: list[int] = []
         """Stores that something will be done to as a whole: nothing else is, to what they hold."""
+        self.has_bad_counters = False
+        """Whether the record of the totals was damaged."""
         self.stores_taken = 0
         """How many of the reserved ones have been used."""
         self._taken_inodes: set[int] = set()
@@ -149,6 +151,12 @@ class RestingVolume:
         with self.index() as environment, environment.write() as transaction:
             yield transaction
 
+    def put_counters(self, rows: WriteTransaction, counters: Counters) -> None:
+        """Writes the totals, unless something was done to their record itself."""
+        self.counters = counters
+        if not self.has_bad_counters:
+            rows.put(records.META, records.KEY_COUNTERS, records.encode_counters(counters))
+
     @contextmanager
     def side(self, worker: int, name: str) -> Iterator[Environment]:
         """An environment of a store, open: small, large or copy."""
@@ -215,6 +223,12 @@ class RestingVolume:
     def spoil(self, copy: Copy) -> None:
         """Notes that the payload of a copy is not there any more."""
         self.spoiled.add((copy.ino, copy.chunk, copy.worker))
+
+    def note_holes(self, inode: InodeRecord) -> None:
+        """Notes that holes of a file may give EIO."""
+        for chunk in range(-(-inode.stable_size // inode.chunk_size)):
+            if (inode.ino, chunk) not in self.refs:
+                self.holes.add((inode.ino, chunk))
 
     def payload(self, length: int) -> bytes:
         """Bytes that are nobody's."""
