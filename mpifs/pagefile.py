@@ -223,18 +223,16 @@ class PageFile:
             return None
 
     def _walk(self, meta: MetaPage, free: PageSet | None = None) -> TreeRows:
-        """Reads trees of a snapshot.  Pages that nothing leads to are looked for if need be."""
-
-        def is_unclaimed(page: int) -> bool:
-            check = self._checks.get(meta.slot)
-            if check is None:
+        def check() -> TreeCheck:
+            found = self._checks.get(meta.slot)
+            if found is None:
                 pages = self.size // self.page_bytes
-                check = TreeCheck(meta, self._last(meta), pages, self.page_bytes, self._read)
-                self._checks[meta.slot] = check
-                deque(check.problems(), 0)
-            return check.is_unclaimed(page)
+                found = TreeCheck(meta, self._last(meta), pages, self.page_bytes, self._read)
+                self._checks[meta.slot] = found
+                deque(found.problems(), 0)
+            return found
 
-        return TreeRows(self._read, self.page_bytes, self._last(meta), free, is_unclaimed)
+        return TreeRows(self._read, self.page_bytes, self._last(meta), free, check)
 
     def _trees(self, meta: MetaPage) -> list[tuple[bytes, Tree]]:
         """The named databases of a snapshot whose roots can be there."""

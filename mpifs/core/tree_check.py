@@ -16,6 +16,7 @@ from mpifs.core.tree_page import NO_PAGE, MetaPage, Node, Order, PageError, Tree
 
 _BLOCK = 1 << 13  # bytes of a bitset compared at once
 _LONG_PER_PAGE = 8  # the header of a long value costs 2 µs, a page of records 17
+_SHARED_MAX = 10_000  # pages used twice that are remembered
 _SHOWN = 8  # page numbers that a sentence names
 
 FREE_LIST = "free list"
@@ -165,6 +166,8 @@ class TreeCheck:
         self._free = PageSet(self._last)
         self._newest_free = 0
         self._databases: dict[str, Tree] = {}
+        self.shared: set[int] = set()
+        """Pages to which more than one number leads."""
 
     def problems(self, expected: Sequence[str] = ()) -> Iterator[str]:
         """Sentences, none if the snapshot is whole.  `expected`: databases that must be there."""
@@ -266,6 +269,8 @@ class TreeCheck:
         if first < 2 or first + count - 1 > self._last:
             raise PageError("does not exist")
         if not self._used.add(first, count):
+            if len(self.shared) < _SHARED_MAX:
+                self.shared.add(first)
             raise PageError("is used twice")
         return first + count <= self._pages_there
 

@@ -1,25 +1,23 @@
 """What can still be read of a tree of an LMDB file whose pages are damaged.
 
-One wrong byte costs at most the record it stands in: the places of a page's nodes are told twice,
-by the list at its beginning and by the nodes' own lengths, and where one of the two does not add
-up, the other one does.
+What a damaged page tells is core.page_salvage's; here, which pages belong to the tree.  A page
+number is told once only.  If it is wrong, the page that was meant is one that nothing leads to.
 """
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from mpifs.core import tree_page
 from mpifs.core.limits import CHUNK_BYTES_MAX
-from mpifs.core.tree_check import PageSet
+from mpifs.core.page_salvage import salvage_branch, salvage_leaf
+from mpifs.core.tree_check import PageSet, TreeCheck
 from mpifs.core.tree_page import NO_PAGE, Node, Order, PageError, Tree
 
 Row = tuple[bytes, memoryview]
 Range = tuple[bytes, "bytes | None"]
 
-_NODE = struct.Struct("<IHH")
 _MENDS_MAX = 64  # wrong page numbers looked after, 1 ms each: a cut file has thousands
 VALUE_BYTES_MAX = 2 * CHUNK_BYTES_MAX  # nothing longer is stored in any database of mpifs
 
@@ -43,8 +41,8 @@ class TreeRows:
 
     `read(page, bytes)` gives bytes from a page on, or less.  Pages of `free` are not believed to
     be part of the tree.  A page number that leads nowhere is mended, if there is just one page
-    that has one other byte in its number, `is_unclaimed` (nothing in the file leads to it) and has
-    the keys that are missing.
+    that has one other byte in its number, has the keys that are missing, and that nothing in the
+    file leads to, as `check` gives it, which is made when it is needed.
     """
 
     def __init__(
@@ -53,20 +51,23 @@ class TreeRows:
         page_bytes: int,
         last: int,
         free: PageSet | None = None,
-        is_unclaimed: Callable[[int], bool] | None = None,
+        check: Callable[[], TreeCheck] | None = None,
     ) -> None:
         self._read = read
         self._page_bytes = page_bytes
         self._last = last
         self._free = free
-        self._is_unclaimed = is_unclaimed
+        self._check = check
         self._seen = PageSet(last)
         self._mends = 0
         self.lost: list[Range] = []
 
     def rows(self, tree: Tree, kind: int, order: Order = tree_page.key_order) -> Iterator[Row]:
         """All rows that can be reached.  `kind` is the flag of the tree's short nodes."""
-        count = 0
+        depth, *counts = self._shape(tree.root)
+        adds_up = counts == [tree.branch_pages, tree.leaf_pages, tree.entries]
+        if adds_up:
+            tree = tree._replace(depth=depth)
         stack = []
         if tree.root != NO_PAGE:
             stack.append(_Place(tree.root, b"", None, b"", None, 1))
@@ -74,11 +75,16 @@ class TreeRows:
             place = stack.pop()
             page = self._page(place)
             fits = page is not None and _fits(page, place, tree, kind, order)
+            if fits and not adds_up and self._check is not None:
+                fits = place.number not in self._check().shared
             below = None
             if page is not None and fits is not False:
                 below = self._below(page, place, tree, kind, order)
             if below is None:
-                place = self._mended(place, tree, kind, order) or place
+                mended = self._mended(place, tree, kind, order)
+                if mended is None and not adds_up:
+                    self._lose(place.low, place.high)
+                place = mended or place
                 page = self._page(place)
                 below = None if page is None else self._below(page, place, tree, kind, order)
             if page is None or below is None:
@@ -92,10 +98,29 @@ class TreeRows:
                 if value is None:
                     self._lose(order(node.key), order(node.key) + b"\0")
                 else:
-                    count += 1
                     yield node.key, value
-        if self._free is None and not self.lost and count != tree.entries:
-            self._lose(b"", None)  # something has led to pages of another state, which are free
+
+    def _shape(self, root: int) -> tuple[int, int, int, int]:
+        """Depth, branch pages, leaves and records below a page, as the page headers tell."""
+        branches = leaves = entries = depth = 0
+        seen = PageSet(self._last)
+        stack = [(root, 1)]
+        while stack:
+            number, level = stack.pop()
+            if not 2 <= number <= self._last or not seen.add(number):
+                continue
+            page = self._read(number, self._page_bytes)
+            if len(page) < self._page_bytes:
+                continue
+            depth = max(depth, level)
+            if _is_branch(page, False):
+                branches += 1
+                children = salvage_branch(page, tree_page.key_order)
+                stack += [(child, level + 1) for _, child in children]
+            else:
+                leaves += 1
+                entries += (int.from_bytes(page[12:14], "little") - tree_page.HEADER_BYTES) >> 1
+        return depth, branches, leaves, entries
 
     def _lose(self, low: bytes, high: bytes | None) -> None:
         if high is None or low < high:
@@ -123,11 +148,12 @@ class TreeRows:
 
     def _unclaimed_like(self, number: int) -> Iterator[int]:
         """Pages that nothing leads to, and whose number has one other byte."""
-        if self._is_unclaimed is not None and self._mends < _MENDS_MAX:
+        if self._check is not None and self._mends < _MENDS_MAX:
             self._mends += 1
+            check = self._check()
             for shift in range(0, 64, 8):
                 for change in range(1, 256):
-                    if self._is_unclaimed(number ^ change << shift):
+                    if check.is_unclaimed(number ^ change << shift):
                         yield number ^ change << shift
 
     def _below(
@@ -254,8 +280,12 @@ def _is_branch(page: bytes, is_expected: bool) -> bool:
 
 def _fits(page: bytes, place: _Place, tree: Tree, kind: int, order: Order) -> bool | None:
     """Whether all keys of a page belong to the place; None if the page is damaged itself."""
+    is_branch = place.level < tree.depth
+    number, flags = int.from_bytes(page[:8], "little"), int.from_bytes(page[10:12], "little")
+    if number == place.number and flags == (tree_page.LEAF if is_branch else tree_page.BRANCH):
+        return False
     try:
-        if place.level < tree.depth:
+        if is_branch:
             keys = tree_page.read_branch(page, place.number)[0][1:]
         else:
             keys = tree_page.read_leaf(page, place.number, kind)[0]
@@ -286,109 +316,3 @@ def _in_order(keys: list[bytes | None]) -> list[bytes | None]:
             good[last] = good[index] = None
         last = index
     return good
-
-
-def salvage_leaf(page: bytes, kind: int, order: Order) -> list[Node | None]:
-    """What can be read of a leaf, in key order; None stands for a record that is lost."""
-    places, is_tiled = _find_places(page, lambda at: _leaf_end(page, at, kind))
-    ends = _ends(places, len(page))
-    nodes: list[Node | None] = []
-    for at in places:
-        if kind == tree_page.NODE_TREE:
-            nodes.append(_tree_node(page, at, ends[at]))
-        elif _leaf_end(page, at, kind) == ends[at]:
-            nodes.append(tree_page.leaf_node(page, at)[0])
-        else:
-            nodes.append(None)
-    if is_tiled:
-        nodes.sort(key=lambda node: b"" if node is None else order(node.key))
-    return nodes
-
-
-def salvage_branch(page: bytes, order: Order) -> list[tuple[bytes | None, int]]:
-    """Keys and children of a branch page, in key order; None: the key is lost."""
-    places, is_tiled = _find_places(page, lambda at: _branch_end(page, at))
-    ends = _ends(places, len(page))
-    nodes: list[tuple[bytes | None, int]] = []
-    for at in places:
-        low, high, key_bytes = _NODE.unpack_from(page, at)
-        key_at = at + tree_page.NODE_BYTES
-        is_right = _branch_end(page, at) == ends[at]
-        nodes.append((page[key_at : key_at + key_bytes] if is_right else None, low | high << 32))
-    if is_tiled:
-        nodes.sort(key=lambda node: order(node[0] or b""))
-    return nodes
-
-
-def _tree_node(page: bytes, at: int, end: int) -> Node | None:
-    """The record of a database between two places.
-
-    Its lengths are not believed, as a whole database is at stake: the name ends where what can be
-    a Tree begins.
-    """
-    key_at = at + tree_page.NODE_BYTES
-    space = end - key_at - tree_page.TREE_BYTES
-    (told,) = struct.unpack_from("<H", page, at + 6)
-    sizes = [size for size in (told, space, space - 1) if size > 0 and size in (space, space - 1)]
-    if not sizes:
-        return None
-
-    def is_sane(size: int) -> bool:
-        tree = tree_page.decode_tree(page, key_at + size)
-        return not tree.unused and not tree.flags and 0 < tree.depth <= tree_page.DEPTH_MAX
-
-    size = next(filter(is_sane, sizes), sizes[0])
-    return Node(page[key_at : key_at + size], False, key_at + size, tree_page.TREE_BYTES)
-
-
-def _leaf_end(page: bytes, at: int, kind: int) -> int:
-    """Where the node at a place ends; 0 if there can be none."""
-    try:
-        node, end, flags = tree_page.leaf_node(page, at)
-    except struct.error:
-        return 0
-    is_sane = flags in (kind, tree_page.NODE_LONG) and 0 < len(node.key) <= tree_page.KEY_BYTES_MAX
-    return end if is_sane and end <= len(page) else 0
-
-
-def _branch_end(page: bytes, at: int) -> int:
-    """As _leaf_end, of a node of a branch page."""
-    if at > len(page) - tree_page.NODE_BYTES:
-        return 0
-    (key_bytes,) = struct.unpack_from("<H", page, at + 6)
-    end = at + tree_page.NODE_BYTES + key_bytes
-    end += end & 1
-    return end if key_bytes <= tree_page.KEY_BYTES_MAX and end <= len(page) else 0
-
-
-def _find_places(page: bytes, end_of: Callable[[int], int]) -> tuple[list[int], bool]:
-    """Places of the nodes: True, if they fill the page from `upper` on, and then in any order;
-    else as the page lists them, those that can be right.
-    """
-    lower, at = struct.unpack_from("<HH", page, 12)
-    tiled = []
-    while tree_page.HEADER_BYTES < at < len(page):
-        tiled.append(at)
-        at = end_of(at)
-    count = max(0, min(lower, len(page)) - tree_page.HEADER_BYTES) >> 1
-    places = struct.unpack_from(f"<{count}H", page, tree_page.HEADER_BYTES)
-    last = len(page) - tree_page.NODE_BYTES
-    good = (at for at in places if tree_page.HEADER_BYTES < at <= last and not at & 1)
-    listed = list(dict.fromkeys(good))
-    if not tiled or at != len(page):
-        return listed, False
-    if set(tiled) >= set(listed):
-        return tiled, True
-    ends = _ends(listed, len(page))
-    broken = sum(1 for place in listed if end_of(place) != ends[place])
-    # A wrong place breaks two nodes, itself and the one it points into; a wrong length just one,
-    # and only by chance do the lengths then lead to the end of the page.
-    if broken > 1 and len(set(tiled) - set(listed)) <= 1:
-        return tiled, True
-    return listed, False
-
-
-def _ends(places: list[int], end: int) -> dict[int, int]:
-    """Where the node at each place must end: the next one begins there, or the page ends."""
-    starts = sorted(places)
-    return dict(zip(starts, [*starts[1:], end], strict=False))

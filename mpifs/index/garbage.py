@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from mpifs.core.errors import DamageError
 from mpifs.core.records import GARBAGE, decode_garbage, decode_garbage_key, garbage_key
 from mpifs.core.types import ChunkKey
-from mpifs.index.state import State
+from mpifs.index.refs import Refs
 
 
-class Garbage(State):
+class Garbage(Refs):
     """The list of garbage.  Any thread; each call is atomic."""
 
     def add_garbage(self, key: ChunkKey, stores: Iterable[int]) -> None:
@@ -22,7 +23,9 @@ class Garbage(State):
     ) -> list[tuple[ChunkKey, tuple[int, ...]]]:
         """At most `limit` chunks that may be deleted now, keys greater than `after`, in order.
 
-        Only what is committed: no durable index names these chunks, whatever crashes.
+        Only what is committed: no durable index names these chunks, whatever crashes.  Left out is
+        what a damaged index must not make us delete: rows and refs that cannot be read, and a
+        generation that a ref still names.  Verify tells of them.
         """
         start = b"" if after is None else garbage_key(after) + b"\0"
         found: list[tuple[ChunkKey, tuple[int, ...]]] = []
@@ -30,9 +33,15 @@ class Garbage(State):
             return found
         with self.lock, self._env.read() as transaction:
             for raw, value in transaction.scan(GARBAGE, start):
-                key = decode_garbage_key(raw)
-                if self._garbage.find(0, key) is not None:
-                    found.append((key, decode_garbage(raw, value)))
+                try:
+                    key = decode_garbage_key(raw)
+                    stores = decode_garbage(raw, value)
+                    ref = self._ref(key.inode, key.chunk)
+                except DamageError:
+                    continue
+                is_used = ref is not None and ref.generation == key.generation
+                if not is_used and self._garbage.find(0, key) is not None:
+                    found.append((key, stores))
                     if len(found) == limit:
                         break
         return found

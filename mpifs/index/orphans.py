@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from itertools import islice
 
+from mpifs.core.checksum import Buffer
+from mpifs.core.errors import DamageError
 from mpifs.core.records import ORPHANS, decode_orphan, inode_key
 from mpifs.index.inode import Inode
 from mpifs.index.inodes import Inodes
@@ -21,11 +23,15 @@ class Orphans(Inodes, Refs, Xattrs):
     """Listing and removing orphans.  Any thread; each call is atomic."""
 
     def orphans(self, limit: int, after: int = 0) -> list[int]:
-        """At most `limit` numbers of inodes with nlink 0, greater than `after`, open ones too."""
+        """At most `limit` numbers of inodes with nlink 0, greater than `after`, open ones too.
+
+        Damaged rows are left out: verify tells of them.  A row may also name what is no orphan.
+        """
         with self.lock, self._env.read() as transaction:
             disk = (
-                (decode_orphan(key, value), True)
+                (ino, True)
                 for key, value in transaction.scan(ORPHANS, inode_key(after + 1))
+                if (ino := _readable(key, value))
             )
             changes = self._orphans.changes(0, after + 1)
             return [ino for ino, _ in islice(merged(changes, disk), limit)]
@@ -57,3 +63,11 @@ class Orphans(Inodes, Refs, Xattrs):
                 self._file_count -= 1
             self._remove_inode(inode)
             return True
+
+
+def _readable(key: Buffer, value: Buffer) -> int:
+    """The inode number of a row, 0 if the row is damaged."""
+    try:
+        return decode_orphan(key, value)
+    except DamageError:
+        return 0

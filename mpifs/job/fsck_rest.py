@@ -32,7 +32,7 @@ from mpifs.repair.check_index import INDEX_CHECKS
 from mpifs.repair.check_stores import check_stores
 from mpifs.repair.copies import CopyStores
 from mpifs.repair.copy_reader import CopyRows
-from mpifs.repair.findings import DAMAGE, ERROR, Finding
+from mpifs.repair.findings import DAMAGE, ERROR, LOST, Finding
 from mpifs.repair.index_copier import IndexCopier
 from mpifs.repair.index_files import (
     check_index_files,
@@ -140,10 +140,7 @@ class _Volume:
         store's place says that it is gone for good."""
         fresh = {entry.store for entry in self.entries if entry.state is StoreState.FRESH}
         wanted = {entry.store for entry in self.entries} | set(range(1, len(self.crew.workers) + 1))
-        names = {one.name for host in self.hosts for one in host.folders if one.state == "empty"}
-        return sorted(
-            store for store in wanted - fresh - self.served if f"worker-{store}" not in names
-        )
+        return sorted(store for store in wanted - fresh - self.served if not self._is_empty(store))
 
     # The stores.
 
@@ -227,6 +224,21 @@ class _Volume:
         for finding in check_chunks_alone(self._access(), self.progress, data=self.run.data):
             self.run.report(finding)
 
+    def _report(self, finding: Finding) -> None:
+        """Passes a finding on.  What lies on a store that is there, and only cannot be used as it
+        is, must not be called lost."""
+        store = finding.worker
+        is_hidden = store is not None and store in self.crew.placed and store not in self.served
+        if finding.severity == LOST and is_hidden and not self._is_empty(store):
+            finding.severity = DAMAGE
+            finding.detail += "; but its store is there, and a repair may bring it back"
+        self.run.report(finding)
+
+    def _is_empty(self, store: int | None) -> bool:
+        """Whether there is nothing in the folder that stands in a store's place."""
+        folders = [one for host in self.hosts for one in host.folders]
+        return any(one.name == f"worker-{store}" and one.state == "empty" for one in folders)
+
     def _access(self) -> StoreAccess:
         rank_of, kind = self.crew.rank_of, self.geometry.checksum
         return StoreAccess(self.client, rank_of, set(self.served), kind)
@@ -255,7 +267,7 @@ class _Volume:
                 repair=run.repair,
                 adopt=is_restored,
                 progress=progress,
-                report=run.report,
+                report=self._report,
             )
             if run.repair:
                 self.entries = view.stores() or self.entries

@@ -90,7 +90,7 @@ class Streams:
         self._pace = pace
         self._size = CHECK_READ_BYTES if pace is None else CHECK_PACED_BYTES
         self._ahead = CHECK_AHEAD_COUNT if pace is None else 0
-        self._low: Spot = (1, 0)
+        self._low: Spot = (0, 0)  # a row of the index may have got there by a damaged key
         after = max(start, BEFORE_FILES)
         if start > BEFORE_FILES:
             self._low = int.from_bytes(start[:8], "big"), int.from_bytes(start[8:16], "big")

@@ -196,8 +196,11 @@ class Committer:
         with self._index.lock:
             listed = self._index.orphans(BATCH_COUNT_MAX, self._orphan)
             for ino in listed:
-                inode = self._index.inode(ino)
-                if not inode.pins:
+                try:
+                    inode = self._index.inode(ino)
+                except MpifsError:
+                    continue  # a damaged row must not stop every commit; verify tells of it
+                if not inode.nlink and not inode.pins:
                     self._index.reap(inode)
                     reaped = True
             self._orphan = listed[-1] if len(listed) == BATCH_COUNT_MAX and not reaped else 0

@@ -17,7 +17,7 @@ from tools.planting.mixtures import mixture
 Make = Callable[..., Sample]
 pytestmark = [pytest.mark.limit(150), pytest.mark.timeout(300)]
 FIRST = int(os.environ.get("MPIFS_FAULTS_SEED", "1"))
-COUNT = 60 if IS_LONG else 3
+COUNT = 60 if IS_LONG else 2
 
 
 @pytest.mark.parametrize("seed", range(FIRST, FIRST + COUNT))

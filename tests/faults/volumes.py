@@ -37,9 +37,13 @@ def fill(mnt: Path, seed: int = 7) -> None:
     """A tree with something of everything."""
     chance = random.Random(seed)
     folders = [mnt, *(mnt / name for name in ("a", "a/b", "a/b/c", "d", "d/e", "f", "g", "h"))]
-    for folder in folders[1:]:
+    small = [mnt / "p", *(mnt / "p" / f"{number}" for number in range(9))]
+    deep = [mnt / name for name in ("q", "q/r", "q/r/s", "u", "u/v")]
+    for folder in [*folders[1:], *small, *deep]:
         folder.mkdir()
         folder.chmod(0o751)
+    for folder in [*small[1:7], *deep]:
+        (folder / "one").write_bytes(chance.randbytes(300))
     made: list[Path] = []
     for number in range(84):
         path = chance.choice(folders) / f"file-{number}"
@@ -289,8 +293,11 @@ class Sample:
     def _compare(self, path: bytes, entry: Entry, true: Entry, *, is_loose: bool) -> list[str]:
         lost, doubtful = self.before.lost(), self.before.doubtful
         trouble = []
-        if not is_loose and entry.attributes() != true.attributes():
-            trouble.append(f"{path!r}: {entry.attributes()} instead of {true.attributes()}")
+        shown, right = entry.attributes(), true.attributes()
+        if stat.S_ISDIR(true.mode):  # what a repair moved counts elsewhere; fsck checks the links.
+            shown, right = (shown[0], *shown[2:]), (right[0], *right[2:])
+        if not is_loose and shown != right:
+            trouble.append(f"{path!r}: {shown} instead of {right}")
         if not is_loose and entry.xattrs != true.xattrs:
             trouble.append(f"{path!r}: other extended attributes")
         if not is_loose and len(entry.pieces) != len(true.pieces):

@@ -259,7 +259,9 @@ class Machine(RuleBasedStateMachine):
             refs.append((chunk, ChunkRef(generation, length, b"s" * 16, (1, 2))))
         inode = self.index.inode(ino)
         self.index.set_refs(inode, refs)
-        inode.size = inode.stable_size = 7 * inode.chunk_size  # what lies past it is dropped at load
+        inode.size = inode.stable_size = (
+            7 * inode.chunk_size
+        )  # what lies past it is dropped at load
         self.index.touch(inode)
         for chunk, ref in refs:
             self.drop_model_ref(ino, chunk)

@@ -366,3 +366,22 @@ def test_umount_ends_a_check(one: Volume) -> None:
     assert process.returncode == 32, words
     assert "being stopped" in words
     assert one.left(state) == []
+
+
+def test_what_lies_on_a_store_that_is_only_misplaced_is_not_called_lost(one: Volume) -> None:
+    fill(one, "-w", "3")
+    folders = [one.folder.store(1), one.folder.store(2), one.folder.path + "/aside"]
+    for old, new in ((0, 2), (1, 0), (2, 1)):
+        os.rename(folders[old], folders[new])
+    code, document = fsck(one)
+    assert code == 4
+    findings = document["findings"]
+    exchanged = [f["worker"] for f in findings if f["check"] == "check_store_is_not_exchanged"]
+    assert exchanged == [1, 2]
+    assert {f["severity"] for f in findings} == {"damage"}
+    assert {f["worker"] for f in findings} == {1, 2}
+    code, document = fsck(one, "--repair")
+    assert code == 1
+    assert {f["check"] for f in document["findings"]} == {"check_store_is_not_exchanged"}
+    assert fsck(one)[0] == 0
+    all_there(one)

@@ -239,7 +239,8 @@ LIVE_FAULTS = [
     kind
     for kind in FAULTS
     # What of `meta` an open index has in memory, it never reads again.
-    if not kind.startswith(("meta", "counters", "limit")) and "copy" not in kind
+    if not kind.startswith(("meta", "counters", "limit", "file without a trace"))
+    and "copy" not in kind
 ]
 
 

@@ -68,7 +68,7 @@ def clear_link_count(volume: RestingVolume) -> Planted:
     return about(inode.ino, "nlink-zero")
 
 
-@kind("nlink-directory", "name", Stage.ROWS)
+@kind("nlink-directory", "name", Stage.FOLDERS)
 def change_directory_links(volume: RestingVolume) -> Planted:
     """A directory's link count that is not 2 and its subdirectories."""
     inode = volume.take_inode(is_directory)
@@ -76,7 +76,7 @@ def change_directory_links(volume: RestingVolume) -> Planted:
     return about(inode.ino, "nlink-directory")
 
 
-@kind("entry-count", "name", Stage.ROWS)
+@kind("entry-count", "name", Stage.FOLDERS)
 def change_entry_count(volume: RestingVolume) -> Planted:
     """A directory's count of entries that is not their number."""
     inode = volume.take_inode(is_directory)
@@ -84,7 +84,7 @@ def change_entry_count(volume: RestingVolume) -> Planted:
     return about(inode.ino, "entry-count")
 
 
-@kind("parent-directory", "name", Stage.ROWS)
+@kind("parent-directory", "name", Stage.FOLDERS)
 def change_parent(volume: RestingVolume) -> Planted:
     """A directory whose parent is another one than the one that names it."""
     inode = volume.take_inode(is_directory)
@@ -169,7 +169,7 @@ def change_bytes_stored_of_sparse(volume: RestingVolume) -> Planted:
     return Planted("bytes-stored-holes", (Place(inode.ino),), (Place(inode.ino),))
 
 
-@kind("dentry-dangling", "name", Stage.ROWS)
+@kind("dentry-dangling", "name", Stage.FOLDERS)
 def add_dangling(volume: RestingVolume) -> Planted:
     """A name of an inode that does not exist."""
     folder = volume.take_inode(is_directory)
@@ -181,7 +181,7 @@ def add_dangling(volume: RestingVolume) -> Planted:
     return Planted("dentry-dangling", (place,), (place,), gone=(ghost,))
 
 
-@kind("directory-cycle", "name", Stage.ROWS)
+@kind("directory-cycle", "name", Stage.TREES)
 def make_cycle(volume: RestingVolume) -> Planted:
     """A directory that stands in a directory below itself; all counts are right."""
     top = volume.take_inode(
@@ -211,7 +211,7 @@ def _under(volume: RestingVolume, inode: InodeRecord) -> list[int]:
     return [ino for ino in volume.below(inode.ino) if ino != inode.ino]
 
 
-@kind("directory-two-names", "name", Stage.ROWS)
+@kind("directory-two-names", "name", Stage.FOLDERS)
 def name_directory_twice(volume: RestingVolume) -> Planted:
     """A directory with a second name."""
     inode = volume.take_inode(is_directory)

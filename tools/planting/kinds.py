@@ -15,11 +15,15 @@ Plant = Callable[[RestingVolume], Planted]
 class Stage(IntEnum):
     """In which order kinds of a mixture are planted."""
 
-    ROWS = 1
+    TREES = 0
+    """Through LMDB; they need a tree of directories that nothing was done to."""
+    FOLDERS = 1
+    """Through LMDB; they need a directory that nothing was done to, nor to what is in it."""
+    ROWS = 2
     """Through LMDB."""
-    BITS = 2
+    BITS = 3
     """In the files; LMDB still opens them."""
-    FILES = 3
+    FILES = 4
     """Files or folders as such: LMDB may refuse them afterwards."""
 
 
