@@ -60,14 +60,16 @@ class TreeRows:
         self._check = check
         self._seen = PageSet(last)
         self._mends = 0
+        self._is_strict = True
         self.lost: list[Range] = []
 
     def rows(self, tree: Tree, kind: int, order: Order = tree_page.key_order) -> Iterator[Row]:
         """All rows that can be reached.  `kind` is the flag of the tree's short nodes."""
         depth, *counts = self._shape(tree.root)
         adds_up = counts == [tree.branch_pages, tree.leaf_pages, tree.entries]
-        if adds_up:
+        if adds_up:  # then all page numbers are right
             tree = tree._replace(depth=depth)
+        self._is_strict = not adds_up
         stack = []
         if tree.root != NO_PAGE:
             stack.append(_Place(tree.root, b"", None, b"", None, 1))
@@ -176,7 +178,7 @@ class TreeRows:
         if not nodes:
             return None
         keys = [None if key is None else order(key) for key, _ in nodes[1:]]
-        if not _are_inside([key for key in keys if key is not None], place):
+        if self._is_strict and not _are_inside([key for key in keys if key is not None], place):
             return None
         good = _in_order(keys)
         lows: list[bytes] = [place.wide_low, place.low]
@@ -204,7 +206,7 @@ class TreeRows:
             nodes = salvage_leaf(page, kind, order)
         keys = [None if node is None else order(node.key) for node in nodes]
         known = [key for key in keys if key is not None]
-        if not known or not _are_inside(known, place):
+        if not known or (self._is_strict and not _are_inside(known, place)):
             return None
         high = place.high
         good = [

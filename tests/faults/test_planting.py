@@ -15,7 +15,7 @@ from mpifs.core import records
 from mpifs.core.errors import DamageError
 from mpifs.core.image import decode_header
 from mpifs.core.records import InodeRecord
-from tests.faults.volumes import KINDS, ROOT_FOLDER, Sample
+from tests.faults.volumes import KINDS, ROOT_FOLDER, Sample, Template
 from tools.planting.kinds import Stage, plant
 from tools.planting.mapped import spot_of
 from tools.planting.volume import RestingVolume
@@ -30,7 +30,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file() and path.name not in ("lock.mdb", "lock")
+        if path.is_file() and path.name not in ("lock.mdb", "lock") and "run" not in path.parts
     }
 
 
@@ -41,16 +41,17 @@ def bits_apart(before: bytes, after: bytes) -> int:
     return (a ^ b).bit_count()
 
 
+@pytest.fixture(scope="module")
+def sound(templates: Callable[[int], Template]) -> dict[str, bytes]:
+    """The files of a volume before anything was done to it."""
+    return content(templates(2).store)
+
+
 @pytest.mark.parametrize("name", sorted(n for n in KINDS if n not in NEEDS_COPY))
-def test_a_kind_changes_what_it_says_and_a_seed_repeats_it(sample: Make, name: str) -> None:
+def test_a_kind_changes_what_it_says(sample: Make, sound: dict[str, bytes], name: str) -> None:
     kind = KINDS[name]
-    one, other = sample(2), sample(2)
-    before = content(one.store)
-    seed = sum(name.encode())
-    one.plant([name], seed)
-    other.plant([name], seed)
-    assert one.planted == other.planted
-    assert one.before.lost() == other.before.lost()
+    one, before = sample(2), sound
+    one.plant([name], sum(name.encode()))
     (planted,) = one.planted
     assert planted.kind == name
     after = content(one.store)
@@ -92,11 +93,16 @@ def volume_rows_are_whole(one: Sample, but: int) -> None:
     assert bad <= but
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_many_kinds_fit_into_one_volume(sample: Make, seed: int) -> None:
-    one = sample(2)
-    names = [name for name, kind in KINDS.items() if kind.family in ("chunk", "record")]
-    one.plant(names, seed)
+@pytest.mark.parametrize("seed", range(3))
+def test_many_kinds_fit_into_one_volume_and_a_seed_repeats_them(sample: Make, seed: int) -> None:
+    one, other = sample(2), sample(2)
+    families = ("chunk", "ref", "record", "name")
+    names = [name for name, kind in KINDS.items() if kind.family in families]
+    one.plant(names, seed, skips=True)
+    other.plant(names, seed, skips=True)
+    assert one.planted == other.planted
+    assert len(one.planted) > 0.8 * len(names)
+    assert one.before.lost() == other.before.lost()
     chunks = [
         (place.inode, place.chunk)
         for fault in one.planted
