@@ -3,9 +3,9 @@ SHELL := /bin/sh
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup run test check soak clean
+.PHONY: help setup run test check soak faults clean
 help:
-	@echo "make setup | run | test | check | soak | clean"
+	@echo "make setup | run | test | check | soak | faults | clean"
 
 setup: .venv/.stamp
 
@@ -29,6 +29,10 @@ check: setup
 
 soak: setup
 	@$(BIN)/python tools/soak.py --minutes 10
+
+# Every kind of damage alone, many mixtures, repairs killed at each step: about an hour.
+faults: setup
+	@MPIFS_FAULTS=long $(BIN)/python -m pytest -q tests/faults </dev/null
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

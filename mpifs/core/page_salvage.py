@@ -56,7 +56,7 @@ def _tree_node(page: bytes, at: int, end: int) -> Node | None:
     """
     key_at = at + tree_page.NODE_BYTES
     space = end - key_at - tree_page.TREE_BYTES
-    (told,) = struct.unpack_from("<H", page, at + 6)
+    _, _, told = _NODE.unpack_from(page, at)
     sizes = [size for size in (told, space, space - 1) if size > 0 and size in (space, space - 1)]
     if not sizes:
         return None
@@ -66,6 +66,8 @@ def _tree_node(page: bytes, at: int, end: int) -> Node | None:
         return not tree.unused and not tree.flags and 0 < tree.depth <= tree_page.DEPTH_MAX
 
     size = next(filter(is_sane, sizes), sizes[0])
+    if size != told and not is_sane(size):
+        return None  # a record of another tree
     return Node(page[key_at : key_at + size], False, key_at + size, tree_page.TREE_BYTES)
 
 

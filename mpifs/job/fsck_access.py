@@ -74,9 +74,9 @@ def is_mounted(folder: VolumeFolder) -> bool:
 
 def config_to_check(folder: VolumeFolder, where: WhereRanksRun) -> JobConfig:
     """The job that checks a volume at rest, on the hosts of the last job unless others are said."""
-    last = _last(folder)
+    last, folders = _last(folder), _store_numbers(folder)
     workers = _workers_of_index(folder) or (last.workers if last else 0)
-    workers = workers or _workers_of_folders(folder)
+    workers = max(workers or _highest(folders), len(folders))  # the index may have forgotten one
     if not workers:
         raise FormatError(
             f"how many workers {folder.path} has cannot be told: neither its index nor a store is "
@@ -120,9 +120,14 @@ def _workers_of_index(folder: VolumeFolder) -> int:
     return 0
 
 
-def _workers_of_folders(folder: VolumeFolder) -> int:
+def _store_numbers(folder: VolumeFolder) -> list[int]:
+    """Of the folders of stores on this host, whatever is in them."""
     try:
         found = [_WORKER.match(name) for name in os.listdir(folder.path)]
     except OSError:
-        return 0
-    return min(max((int(match[1]) for match in found if match), default=0), STORES_MAX)
+        return []
+    return [int(match[1]) for match in found if match]
+
+
+def _highest(numbers: list[int]) -> int:
+    return min(max(numbers, default=0), STORES_MAX)

@@ -123,17 +123,21 @@ class _Volume:
         ]
 
     def _table(self, blocks: Sequence[Superblock]) -> list[StoreEntry]:
-        """The table of stores, from wherever it can be read.
+        """The table of stores, from wherever it can be read, and behind it what it should list:
+        stores of this volume that are there.
 
         Read without LMDB: a damaged tree could end the process.
         """
+        there = store_entries(blocks, self.geometry.volume_uuid)
         path = os.path.join(self.folder.index, DATA_NAME)
         with contextlib.suppress(MpifsError, OSError), PageFile(path) as pages:
             for key, value in pages.rows(records.META):
                 if key == records.KEY_STORES:
                     with contextlib.suppress(DamageError):
-                        return records.decode_stores(bytes(value))
-        return store_entries(blocks, self.geometry.volume_uuid)
+                        listed = records.decode_stores(bytes(value))
+                        known = {entry.store for entry in listed}
+                        return listed + [entry for entry in there if entry.store not in known]
+        return there
 
     def _missing(self) -> list[int]:
         """Stores that should be there and are not, as far as is known.  An empty folder in a
@@ -241,7 +245,7 @@ class _Volume:
 
     def _access(self) -> StoreAccess:
         rank_of, kind = self.crew.rank_of, self.geometry.checksum
-        return StoreAccess(self.client, rank_of, set(self.served), kind)
+        return StoreAccess(self.client, rank_of, set(self.served), kind, self.entries)
 
     def _check_index(self, stores: CopyStores) -> None:
         """Everything that needs an index that can be opened."""
