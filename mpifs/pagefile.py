@@ -49,6 +49,7 @@ class PageFile:
             raise disk_failure(error, error.errno, self.path) from error
         self.page_bytes, metas = self._read_metas()
         self._metas = self._by_age([meta for meta in metas if meta is not None])
+        self.has_both_metas = len(self._metas) == 2
         self._meta_problems = _meta_problems(metas)
         self._checks: dict[int, TreeCheck] = {}
         self._lost: dict[str, list[Range]] = {}
@@ -100,13 +101,15 @@ class PageFile:
 
         Of a damaged page all records are given that can be told apart, so a row may have a wrong
         byte in its key or value: check what you take.  `older`: of the snapshot before the newest.
-        A name with one wrong byte is found, too.
+        A name with one wrong byte is found, too.  Where a meta page is destroyed (`has_both_metas`
+        is false), the state that the other one names counts as the newest: it is, or it is the one
+        before.
         """
         self._lost[db] = [(b"", None)]
         for meta in self._metas[1:2] if older else self._metas[:1]:
             tree = _tree_named(self._trees(meta), db.encode())
             if tree is not None:
-                walk = self._walk(meta, self._free_set(meta))
+                walk = self._walk(meta)
                 yield from walk.rows(tree, tree_page.NODE_PLAIN)
                 self._lost[db] = joined(walk.lost)
 
@@ -150,8 +153,9 @@ class PageFile:
             yield "no meta page can be used"
             return
         meta = self._metas[0]
-        if len(self._metas) > 1 and self._metas[1].txn > meta.txn:
-            yield f"meta page {self._metas[1].slot} names a transaction that it is not of"
+        for other in self._metas[1:]:
+            if other.txn > meta.txn or not self._has_own_number(other):
+                yield f"meta page {other.slot} names a transaction that it is not of"
         pages = self.size // self.page_bytes
         last = self._last(meta)
         check = TreeCheck(meta, last, pages, self.page_bytes, self._read, pages_max, is_over)
@@ -190,24 +194,28 @@ class PageFile:
     def _by_age(self, metas: list[MetaPage]) -> list[MetaPage]:
         """The newest meta first.
 
-        The transaction number that a meta names is believed only if it agrees with the newest
-        record of its free list, which each commit makes.
+        A commit notes under its number which pages it frees, the roots of its predecessor among
+        them.  So a wrong transaction number is found, and one wrong bit in it (T - 1 becomes T + 1)
+        does not make the past the present.
         """
         usable = [meta for meta in metas if meta.is_meta]
         usable.sort(key=lambda meta: -meta.txn)
-        if len(usable) == 2:
-            newer, older = usable
-            seen, seen_older = self._newest_free(newer), self._newest_free(older)
-            if newer.txn - older.txn == 1 or not seen or not seen_older:
-                is_swapped = False
-            else:
-                is_swapped = seen_older > seen
-            # One wrong bit can turn T - 1 into T + 1, which looks as if it were the successor of T.
-            if seen_older == older.txn and seen == newer.txn - 2:
-                is_swapped = True
-            if is_swapped:
-                usable.reverse()
-        return usable
+        if len(usable) < 2 or all(self._has_own_number(meta) for meta in usable):
+            return usable
+        newer, older = usable
+        frees, is_freed = self._frees(newer, older), self._frees(older, newer)
+        if frees == is_freed:
+            is_freed = (self._newest_free(older) or 0) > (self._newest_free(newer) or 0)
+        return [older, newer] if is_freed else usable
+
+    def _frees(self, meta: MetaPage, other: MetaPage) -> bool:
+        """Whether a snapshot has the other one's root in its free list."""
+        free = self._free_set(meta)
+        return free is not None and other.main.root <= self._last(meta) and other.main.root in free
+
+    def _has_own_number(self, meta: MetaPage) -> bool:
+        """Whether the number of a meta's transaction is that of its free list, if that tells."""
+        return meta.txn < 2 or self._newest_free(meta) in (meta.txn, None)
 
     def _newest_free(self, meta: MetaPage) -> int | None:
         """The transaction of the last record of the free list, if it can be read."""
@@ -222,7 +230,7 @@ class PageFile:
         except PageError:
             return None
 
-    def _walk(self, meta: MetaPage, free: PageSet | None = None) -> TreeRows:
+    def _walk(self, meta: MetaPage) -> TreeRows:
         def check() -> TreeCheck:
             found = self._checks.get(meta.slot)
             if found is None:
@@ -232,6 +240,7 @@ class PageFile:
                 deque(found.problems(), 0)
             return found
 
+        free = self._free_set(meta)
         return TreeRows(self._read, self.page_bytes, self._last(meta), free, check)
 
     def _trees(self, meta: MetaPage) -> list[tuple[bytes, Tree]]:
@@ -245,7 +254,7 @@ class PageFile:
         """The free pages of a snapshot, or None if the list is damaged."""
         last = self._last(meta)
         free = PageSet(last)
-        walk = self._walk(meta)
+        walk = TreeRows(self._read, self.page_bytes, last)
         try:
             for _, value in walk.rows(meta.free, tree_page.NODE_PLAIN, tree_page.number_order):
                 for number in free_pages(value, last):

@@ -225,7 +225,7 @@ def read_leaf(page: bytes, number: int, kind: int) -> tuple[list[bytes], list[No
             keys.append(key)
             if flags == kind:
                 end += value_bytes
-            elif flags == NODE_LONG:
+            elif flags == NODE_LONG and kind == NODE_PLAIN:
                 long.append(Node(key, True, _NUMBER.unpack_from(page, end)[0], value_bytes))
                 end += 8
             else:

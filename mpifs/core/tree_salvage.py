@@ -42,7 +42,8 @@ class TreeRows:
     `read(page, bytes)` gives bytes from a page on, or less.  Pages of `free` are not believed to
     be part of the tree.  A page number that leads nowhere is mended, if there is just one page
     that has one other byte in its number, has the keys that are missing, and that nothing in the
-    file leads to, as `check` gives it, which is made when it is needed.
+    file leads to, as `check` gives it, which is made when it is needed.  Without `free` nothing is
+    mended: an old state of the page that was meant may be among the free ones.
     """
 
     def __init__(
@@ -79,6 +80,8 @@ class TreeRows:
             fits = page is not None and _fits(page, place, tree, kind, order)
             if fits and not adds_up and self._check is not None:
                 fits = place.number not in self._check().shared
+            if page is not None and not adds_up and page[:8] != place.number.to_bytes(8, "little"):
+                self._lose(place.low, place.high)  # perhaps another page was written here
             below = None
             if page is not None and fits is not False:
                 below = self._below(page, place, tree, kind, order)
@@ -146,11 +149,14 @@ class TreeRows:
             page = self._page(other)
             if page is not None and _fits(page, other, tree, kind, order):
                 found.append(other)
+        if len(found) > 1 and place.level == 1:
+            counts = (tree.branch_pages, tree.leaf_pages, tree.entries)
+            found = [other for other in found if self._shape(other.number)[1:] == counts]
         return found[0] if len(found) == 1 else None
 
     def _unclaimed_like(self, number: int) -> Iterator[int]:
         """Pages that nothing leads to, and whose number has one other byte."""
-        if self._check is not None and self._mends < _MENDS_MAX:
+        if self._check is not None and self._free is not None and self._mends < _MENDS_MAX:
             self._mends += 1
             check = self._check()
             for shift in range(0, 64, 8):

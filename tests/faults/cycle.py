@@ -79,8 +79,10 @@ def repair(one: Sample) -> Document:
     gone = frozenset(ino for fault in one.planted for ino in fault.gone)
     lost = one.before.lost(gone) | one.before.doubtful
     lost |= {(ino, None) for ino, _ in one.before.doubtful}
-    unexpected = {(f["inode"], f["chunk"]) for f in left} - lost
-    assert not unexpected, f"left as lost: {sorted(unexpected, key=repr)}"
+    told = {(f["inode"], f["chunk"]) for f in left}
+    assert not told - lost, f"left as lost: {sorted(told - lost, key=repr)}"
+    kept_quiet = one.before.lost(gone) - told
+    assert not kept_quiet, f"lost and not said: {sorted(kept_quiet)}"
     return document
 
 

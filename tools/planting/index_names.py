@@ -22,10 +22,8 @@ CONTRADICTION = frozenset((ERROR, DAMAGE))
 
 def change_inode(volume: RestingVolume, inode: InodeRecord, **fields: Any) -> None:
     """Writes an inode's record with other fields."""
-    changed = replace(inode, **fields)
-    volume.inodes[inode.ino] = changed
     with volume.edit() as rows:
-        rows.put(records.INODES, records.inode_key(inode.ino), records.encode_inode(changed))
+        volume.put_inode(rows, replace(inode, **fields))
 
 
 @contextmanager
@@ -39,12 +37,6 @@ def put_name(rows: WriteTransaction, parent: int, name: bytes, ino: int, mode: i
     """Writes a dentry."""
     key = records.name_key(parent, name)
     rows.put(records.DENTRIES, key, records.encode_dentry(key, ino, mode >> 12))
-
-
-def put_inode(volume: RestingVolume, rows: WriteTransaction, inode: InodeRecord) -> None:
-    """Writes an inode that others may be changed after."""
-    volume.inodes[inode.ino] = inode
-    rows.put(records.INODES, records.inode_key(inode.ino), records.encode_inode(inode))
 
 
 def about(ino: int, name: str, **more: Any) -> Planted:
@@ -176,7 +168,7 @@ def add_dangling(volume: RestingVolume) -> Planted:
     ghost = volume.choose([n for n in range(2, volume.inode_limit) if n not in volume.inodes][:50])
     with naming(volume) as rows:
         put_name(rows, folder.ino, b"dangling", ghost, stat.S_IFREG)
-        put_inode(volume, rows, replace(folder, stable_size=folder.stable_size + 1))
+        volume.put_inode(rows, replace(folder, stable_size=folder.stable_size + 1))
     place = Place(frozenset((ghost, folder.ino)))
     return Planted("dentry-dangling", (place,), (place,), gone=(ghost,))
 
@@ -195,12 +187,12 @@ def make_cycle(volume: RestingVolume) -> Planted:
     with naming(volume) as rows:
         rows.delete(records.DENTRIES, records.name_key(parent, name))
         put_name(rows, inner.ino, name, top.ino, top.mode)
-        put_inode(volume, rows, replace(top, parent=inner.ino))
-        put_inode(
-            volume, rows, replace(above, nlink=above.nlink - 1, stable_size=above.stable_size - 1)
+        volume.put_inode(rows, replace(top, parent=inner.ino))
+        volume.put_inode(
+            rows, replace(above, nlink=above.nlink - 1, stable_size=above.stable_size - 1)
         )
-        put_inode(
-            volume, rows, replace(inner, nlink=inner.nlink + 1, stable_size=inner.stable_size + 1)
+        volume.put_inode(
+            rows, replace(inner, nlink=inner.nlink + 1, stable_size=inner.stable_size + 1)
         )
     tree = tuple(volume.below(top.ino))
     place = Place(frozenset(tree), severities=CONTRADICTION)
@@ -218,8 +210,7 @@ def name_directory_twice(volume: RestingVolume) -> Planted:
     folder = volume.take_inode(is_directory)
     with naming(volume) as rows:
         put_name(rows, folder.ino, b"second", inode.ino, inode.mode)
-        put_inode(
-            volume,
+        volume.put_inode(
             rows,
             replace(folder, stable_size=folder.stable_size + 1, nlink=folder.nlink + 1),
         )
@@ -280,7 +271,7 @@ def remove_inode_and_name(volume: RestingVolume) -> Planted:
     with naming(volume) as rows:
         rows.delete(records.DENTRIES, records.name_key(parent, name))
         rows.delete(records.INODES, records.inode_key(inode.ino))
-        put_inode(volume, rows, replace(folder, stable_size=folder.stable_size - 1))
+        volume.put_inode(rows, replace(folder, stable_size=folder.stable_size - 1))
         volume.put_counters(rows, counters)
     here = Place(inode.ino)
     # Nobody can know whether the counter lacks the file too, so it may be told as well.

@@ -38,6 +38,7 @@ def inode_row(volume: RestingVolume) -> Row:
     inode = volume.take_inode(lambda inode: True)
     ino = inode.ino
     about = frozenset((ino, *volume.parents(ino)))
+    volume.bad_records.add(ino)
     # Without its record an inode's chunks and attributes are of no inode; the counters miss one.
     planted = Planted("", (Place(ino),), (Place(about), ELSEWHERE), loose=(ino,))
     return records.INODES, records.inode_key(ino), planted
@@ -45,6 +46,7 @@ def inode_row(volume: RestingVolume) -> Row:
 
 def root_row(volume: RestingVolume) -> Row:
     """Of the root."""
+    volume.bad_records.add(1)
     planted = Planted("", (Place(1),), (ELSEWHERE,), loose=(1,))
     return records.INODES, records.inode_key(1), planted
 
@@ -110,13 +112,12 @@ def unlink_open(volume: RestingVolume) -> int:
     ((parent, name),) = (key for key, (child, _) in volume.dentries.items() if child == inode.ino)
     folder = volume.inodes[parent]
     folder = replace(folder, stable_size=folder.stable_size - 1)
-    volume.inodes[parent] = folder
     counters = volume.counters._replace(orphans=volume.counters.orphans + 1)
     key = records.inode_key(inode.ino)
     with volume.edit() as rows:
         rows.delete(records.DENTRIES, records.name_key(parent, name))
         rows.put(records.INODES, key, records.encode_inode(replace(inode, nlink=0)))
-        rows.put(records.INODES, records.inode_key(parent), records.encode_inode(folder))
+        volume.put_inode(rows, folder)
         rows.put(records.ORPHANS, key, records.encode_orphan(key))
         volume.put_counters(rows, counters)
     return inode.ino
@@ -253,7 +254,7 @@ def add_ref_past_end(volume: RestingVolume) -> Planted:
     ref = ChunkRef(key.generation, length, decode_header(image).checksum, (worker,))
     with volume.edit() as rows:
         rows.put(records.REFS, row, records.encode_ref(row, ref))
-        rows.put(records.INODES, records.inode_key(inode.ino), records.encode_inode(inode))
+        volume.put_inode(rows, inode)
         volume.put_counters(rows, counters)
     here = Place(inode.ino, chunk, severities=frozenset((LEFTOVER,)))
     return Planted("ref-past-end", (here,), (Place(inode.ino, chunk, severities=SPARE),))

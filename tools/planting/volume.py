@@ -70,10 +70,11 @@ class RestingVolume:
         self.holes: set[tuple[int, int]] = set()
         """(inode, chunk) without a ref that may have had one: zeros are right, and so is EIO."""
         self.unsure: set[tuple[int, int]] = set()
-        """(inode, chunk) that a verify run cannot reach and may call lost; a repair brings it
-        back."""
+        """(inode, chunk) that a verify run cannot reach: it may call them lost or not."""
         self.reserved: list[int] = []
         """Stores that something will be done to as a whole: nothing else is, to what they hold."""
+        self.bad_records: set[int] = set()
+        """Inodes whose record was damaged or dropped."""
         self.has_bad_counters = False
         """Whether the record of the totals was damaged."""
         self.stores_taken = 0
@@ -150,6 +151,12 @@ class RestingVolume:
         """A change of index rows, committed at the end."""
         with self.index() as environment, environment.write() as transaction:
             yield transaction
+
+    def put_inode(self, rows: WriteTransaction, inode: InodeRecord) -> None:
+        """Writes an inode's record, unless something was done to that itself."""
+        self.inodes[inode.ino] = inode
+        if inode.ino not in self.bad_records:
+            rows.put(records.INODES, records.inode_key(inode.ino), records.encode_inode(inode))
 
     def put_counters(self, rows: WriteTransaction, counters: Counters) -> None:
         """Writes the totals, unless something was done to their record itself."""
