@@ -145,10 +145,14 @@ def test_what_is_newer_than_the_copy_comes_back_through_the_chunks(sample: Make)
     volume.mount()
     try:
         for name, data in new.items():
-            (volume.mnt / os.fsdecode(name)).write_bytes(data)
+            with open(volume.mnt / os.fsdecode(name), "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file)  # sync(2) is not passed on by the kernel to FUSE: it promises nothing.
         with open(volume.mnt / os.fsdecode(changed), "r+b") as file:
             file.write(content)
-        os.sync()
+            file.flush()
+            os.fsync(file)
     finally:
         volume.kill()
         volume.mpifs("umount", volume.mnt, check=False)
