@@ -91,6 +91,8 @@ class StoreState(IntEnum):
     """Promised by mkfs; its folder is made when a rank first serves it."""
     ACTIVE = 2
     """Has been opened; must exist from now on."""
+    DRAINING = 3
+    """As ACTIVE, but gets no new chunks: what it holds is being moved to the other stores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,3 +102,10 @@ class StoreEntry:
     store: int
     uuid: bytes
     state: StoreState
+
+
+def opened(entry: StoreEntry) -> StoreEntry:
+    """The row of a store that a rank has opened: from now on it must exist."""
+    if entry.state is not StoreState.FRESH:
+        return entry
+    return StoreEntry(entry.store, entry.uuid, StoreState.ACTIVE)

@@ -21,7 +21,7 @@ from typing import Any
 
 from mpifs.core.errors import PosixError
 from mpifs.core.limits import REQUEST_TIMEOUT_S, STOP_TIMEOUT_S, UNUSED_JOB_S
-from mpifs.core.types import StoreEntry, StoreState
+from mpifs.core.types import StoreState, opened
 from mpifs.fuse import kernel_mounts
 from mpifs.fuse.mount import FuseMount
 from mpifs.index.index import Index
@@ -95,7 +95,7 @@ class Master:
         self.crew.serve(index.geometry, stores, hellos, relaxed=self.options.is_relaxed)
         self._undo.callback(self._copy_at_end, copier)
         if any(entry.state is StoreState.FRESH for entry in stores):
-            index.set_stores([StoreEntry(e.store, e.uuid, StoreState.ACTIVE) for e in stores])
+            index.set_stores([opened(entry) for entry in stores])
             index.sync()
         self.crew.start_heartbeat()
         vfs = build_vfs(
