@@ -67,6 +67,20 @@ class PeerDeadError(SilentError):
     """A rank's process is known to be dead: no answer will come from it in this world."""
 
 
+class LostStoreError(SilentError):
+    """A store that nobody serves in this job: its worker was given up, or it cannot be used."""
+
+    def __init__(self, store: int, reason: str) -> None:
+        MpifsError.__init__(self, f"worker {store} is lost: {reason}")
+        self.rank = -1
+
+
+class UnusableStoreError(MpifsError):
+    """A worker lives but cannot open its store; the sentence is the worker's."""
+
+    code = errno.EIO
+
+
 class MasterSilentError(MpifsError):
     """Rank 0 gave no answer on its control socket before the deadline."""
 

@@ -41,8 +41,22 @@ START_TIMEOUT_S = 30.0  # from mpiexec to a mount that answers.
 STOP_TIMEOUT_S = 20.0  # flush and commit at unmount get REQUEST_TIMEOUT_S each before this counts.
 FINALIZE_TIMEOUT_S = 5.0  # MPI_Finalize can hang after a death (PITFALLS 9); then os._exit.
 INVALIDATE_TIMEOUT_S = 0.25  # kernel cache invalidation of another name of a file.
+JOIN_TIMEOUT_S = 8.0  # a new rank is there in 1.2 s, in 3 on a busy machine; else it died starting.
+WORKER_SILENT_S = 5.0  # without an answer to a ping for so long a worker is called silent,
+WORKER_HUNG_S = 10.0  # and after this it is treated as dead; a congested disk stalls no ping.
+RESTARTS_MAX = 3  # of one worker that failed within
+RESTARTS_S = 60.0  # this time: then it is given up until the next mount.
+RESTART_BACKOFF_S = 0.25  # before a second try, doubled for each further one.
+RECOVERY_S = 60.0  # a read or a write waits so long for a dead worker to be replaced: 3 restarts.
+PARKED_LOOK_S = 0.25  # a chunk that no worker takes is tried again after this.
 MASTER_SILENCE_S = 15.0  # a worker that hears nothing from rank 0 for so long ends itself.
 HEARTBEAT_S = 1.0
+PING_LOOK_S = (
+    0.25  # a round of pings ends after this; who has not answered is asked no second time.
+)
+PINGS_MAX = 1024  # answers waited for together: polling more takes longer than the wait.
+HELLO_TIMEOUT_S = 15.0  # half of START_TIMEOUT_S: the rest is for opening the stores.
+STATS_TIMEOUT_S = 2.0  # a status that is late is worth nothing.
 UNUSED_JOB_S = 10.0  # a job without a mount whose command was killed ends itself after this.
 
 # Polling.

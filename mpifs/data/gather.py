@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 from collections.abc import Callable
 
 from mpifs.core import image
 from mpifs.core.checksum import function_of
-from mpifs.core.errors import DamageError
+from mpifs.core.errors import DamageError, SilentError
+from mpifs.core.limits import RECOVERY_S
 from mpifs.core.messages import Kind
 from mpifs.core.types import ChecksumKind, ChunkKey, ChunkRef
+from mpifs.data.stores import Stores
 from mpifs.transport.client import Client
 
 log = logging.getLogger(__name__)
@@ -27,46 +30,58 @@ class Gather:
     def __init__(
         self,
         client: Client,
-        rank_of: Callable[[int], int],
+        stores: Stores,
         kind: ChecksumKind,
         on_damage: Callable[[ChunkKey, int, str], None],
     ) -> None:
         self._client = client
-        self._rank_of = rank_of
+        self._stores = stores
         self._sum = function_of(kind)
         self._on_damage = on_damage
 
     def fetch(self, key: ChunkKey, ref: ChunkRef, into: bytearray) -> memoryview:
         """The verified payload, a view of `into` behind its first 64 bytes.
 
-        Tries the replicas in turn, starting with any of them so that they share the load.  After
-        a failure a late reply may still arrive in `into`, so the next try gets a buffer of its
-        own: the view returned says (`.obj`) where the bytes are.
+        Tries the replicas in turn, starting with any of those that answer, so that they share the
+        load.  When only dead workers may still have it, waits for one to be replaced, RECOVERY_S
+        at most.  After a failure a late reply may still arrive in `into`, so the next try gets a
+        buffer of its own: the view returned says (`.obj`) where the bytes are.
 
         Raises DamageError when none of the stores has the chunk as the index knows it.
         Requires: len(into) >= 64 + ref.length.
         """
-        stores = ref.stores
-        if len(stores) > 1:
-            first = random.randrange(len(stores))
-            stores = stores[first:] + stores[:first]
-        sentences = []
-        for store in stores:
-            try:
-                return self._fetch_from(store, key, ref, into)
-            except OSError as error:
-                sentence = str(error)
-                sentences.append(sentence)
-                self._on_damage(key, store, sentence)
+        deadline = time.monotonic() + RECOVERY_S
+        while True:
+            sentences: list[str] = []
+            silent: list[int] = []
+            for store in self._in_turn(ref.stores):
+                try:
+                    return self._fetch_from(store, key, ref, into)
+                except SilentError as error:
+                    silent.append(store)
+                    sentences.append(str(error))
+                except OSError as error:
+                    sentences.append(str(error))
+                    self._on_damage(key, store, str(error))
                 into = bytearray(len(into))
+            if not silent or not self._stores.await_serving(silent, deadline):
+                break
         raise DamageError(
             f"chunk {key.chunk} of inode {key.inode} cannot be read: " + "; ".join(sentences)
         )
 
+    def _in_turn(self, stores: tuple[int, ...]) -> list[int]:
+        """The stores in the order in which they are asked."""
+        if len(stores) < 2:
+            return list(stores)
+        first = random.randrange(len(stores))
+        order = stores[first:] + stores[:first]
+        return sorted(order, key=lambda store: not self._stores.is_serving(store))
+
     def _fetch_from(self, store: int, key: ChunkKey, ref: ChunkRef, into: bytearray) -> memoryview:
         size = _ROOM + ref.length
         reply = self._client.call(
-            self._rank_of(store),
+            self._stores.rank_of(store),
             Kind.GET,
             args=image.encode_key(key),
             into=memoryview(into)[:size],

@@ -26,7 +26,7 @@ class Space:
 
     def told(self, store: int, free: int) -> None:
         """A worker has told what its store can still take."""
-        if self._free[store] != free:
+        if self._free.get(store) != free:
             self._free[store] = free
             self._count()
 

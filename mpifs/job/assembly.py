@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from mpifs.core.limits import (
@@ -18,6 +17,7 @@ from mpifs.data.gather import Gather
 from mpifs.data.reclaim import Reclaim
 from mpifs.data.scatter import Scatter
 from mpifs.data.space import Space
+from mpifs.data.stores import Stores
 from mpifs.index.index import Index
 from mpifs.transport.client import Client
 from mpifs.transport.endpoint import Endpoint
@@ -45,17 +45,11 @@ def build_vfs(
     index: Index,
     endpoint: Endpoint,
     client: Client,
-    rank_of: Callable[[int], int],
-    free: Mapping[int, int],
-    disk_of: Mapping[int, str],
-    live: Callable[[], list[int]],
+    stores: Stores,
     options: VfsOptions,
 ) -> Vfs:
     """A Vfs over stores that are being served.
 
-    `rank_of` maps a store id to the rank that serves it; `free` maps store ids to free
-    bytes, `disk_of` to a name of their disk; `live` tells which stores are
-    served at the moment, in the order of placement.
     The caller closes the Vfs, then the index.
     """
     kind = index.geometry.checksum
@@ -71,21 +65,23 @@ def build_vfs(
             sentence,
         )
 
-    space = Space(free, disk_of)
-    scatter = Scatter(endpoint, client, rank_of, kind, space.told)
-    gather = Gather(client, rank_of, kind, on_damage)
+    space = Space(stores.free, stores.disk_of)
+    scatter = Scatter(endpoint, client, stores.rank_of, kind, space.told)
+    gather = Gather(client, stores, kind, on_damage)
     cache = ChunkCache(gather.fetch, options.cache_bytes_max)
     ahead = min(READAHEAD_BYTES_MAX, options.cache_bytes_max // 8)
     reader = Reader(index, cache, READAHEAD_THREADS, ahead)
     committer = Committer(
-        index, Reclaim(client, rank_of, live, space.told), options.commit_interval_s
+        index,
+        Reclaim(client, stores.rank_of, stores.live_stores, space.told),
+        options.commit_interval_s,
     )
     writeback = WriteBack(
         index,
         scatter,
         reader,
         space,
-        live,
+        stores,
         options.dirty_bytes_max,
         committer.kick,
         committer.make_room,

@@ -19,32 +19,35 @@ class Assignment(NamedTuple):
 
 def assign_stores(
     volume_uuid: bytes, stores: Sequence[StoreEntry], hellos: Mapping[int, HelloReply]
-) -> dict[int, Assignment]:
-    """Store id → rank and whether it may be made there.
+) -> tuple[dict[int, Assignment], dict[int, str]]:
+    """Store id → rank and whether it may be made there; and why others cannot be served.
 
     A store in use before must be on the rank's host; a fresh one goes where no folder is in its
-    way.  A rank prefers the store of its own number, so that one host keeps one order.
-    Raises FormatError when a store is nowhere, or is another volume's.
+    way.  A rank prefers the store of its own number, so that one host keeps one order.  A rank
+    serves one store, whether or not there are ranks for all.
+
+    Raises FormatError when there are more ranks than stores.
     """
-    if len(stores) != len(hellos):
+    if len(stores) < len(hellos):
         raise FormatError(
             f"the volume has {len(stores)} workers and this job {len(hellos)}; "
             f"mount it with -w {len(stores)}"
         )
     choices = {entry.store: _choices(volume_uuid, entry, hellos) for entry in stores}
     taken: dict[int, int] = {}  # rank → store
+    reasons: dict[int, str] = {}
     for entry in sorted(stores, key=lambda one: (one.state is StoreState.FRESH, one.store)):
         if not choices[entry.store]:
-            raise _nowhere(volume_uuid, entry, hellos)
-        if not _place(entry.store, choices, taken, set()):
+            reasons[entry.store] = _nowhere(volume_uuid, entry, hellos)
+        elif not _place(entry.store, choices, taken, set()):
             hosts = sorted({hellos[rank].host for rank in choices[entry.store]})
-            raise FormatError(
+            reasons[entry.store] = (
                 f"store {entry.store} is on host {', '.join(hosts)}, "
                 "which has more stores than workers in this job; give that host more slots"
             )
     fresh = {entry.store for entry in stores if entry.state is StoreState.FRESH}
     ordered = sorted(taken.items(), key=lambda pair: pair[1])
-    return {store: Assignment(rank, store in fresh) for rank, store in ordered}
+    return {store: Assignment(rank, store in fresh) for rank, store in ordered}, reasons
 
 
 def assign_found(
@@ -110,19 +113,16 @@ def _place(
     return False
 
 
-def _nowhere(
-    volume_uuid: bytes, entry: StoreEntry, hellos: Mapping[int, HelloReply]
-) -> FormatError:
+def _nowhere(volume_uuid: bytes, entry: StoreEntry, hellos: Mapping[int, HelloReply]) -> str:
+    """Why a store has no place."""
     name = f"worker-{entry.store}"
     for hello in hellos.values():
         for store, volume, _ in hello.stores:
             if store == entry.store:
                 whose = "another volume" if volume != volume_uuid else "another store's slot"
-                return FormatError(
-                    f"{name} on host {hello.host} belongs to {whose}; put the right folder there"
-                )
+                return f"{name} on host {hello.host} belongs to {whose}; put the right folder there"
     hosts = ", ".join(sorted({hello.host for hello in hellos.values()}))
-    return FormatError(
+    return (
         f"{name} was not found on {hosts} (or its superblock is damaged); "
         "start the job on the hosts that hold the volume's stores"
     )

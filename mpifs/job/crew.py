@@ -1,70 +1,71 @@
-"""The workers as rank 0 sees them: greeted, given their stores, pinged, asked, sent home."""
+"""The workers as rank 0 sees them: greeted, given their stores, pinged, replaced, sent home.
+
+The states of a worker are drawn in recovery.py.  The heartbeat's thread notes who answers; each
+dead worker gets a thread of its own that brings it back.  Who meets a dead worker says so
+(`await_serving`), and the heartbeat looks at once.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
-from dataclasses import dataclass
+import time
 
-from mpifs.core.errors import MpifsError, PeerDeadError, StartError
-from mpifs.core.limits import HEARTBEAT_S, START_TIMEOUT_S, STOP_TIMEOUT_S
+from msgspec import structs
+
+from mpifs.core.errors import MpifsError, SilentError, StartError
+from mpifs.core.limits import (
+    HEARTBEAT_S,
+    HELLO_TIMEOUT_S,
+    PING_LOOK_S,
+    PINGS_MAX,
+    START_TIMEOUT_S,
+    STATS_TIMEOUT_S,
+    STOP_TIMEOUT_S,
+    WORKER_HUNG_S,
+    WORKER_SILENT_S,
+)
 from mpifs.core.messages import HelloReply, Kind, Serve, StoreStats, decode_args, encode_args
 from mpifs.core.superblock import Superblock
-from mpifs.core.types import StoreEntry
-from mpifs.job.assign import Assignment, assign_stores
-from mpifs.transport.client import Client
+from mpifs.core.types import StoreEntry, StoreState
+from mpifs.job.assign import assign_stores
+from mpifs.job.recovery import Restarter
+from mpifs.job.roster import DEAD, LOST, SERVING, SILENT, Roster, Worker
+from mpifs.transport.client import Client, Pending, wait_any
 
 log = logging.getLogger(__name__)
-_HELLO_TIMEOUT_S = START_TIMEOUT_S / 2
-_PING_TIMEOUT_S = 5.0  # no progress for so long is called silence.
-_STATS_TIMEOUT_S = 2.0
 
 
-@dataclass(slots=True)
-class Worker:
-    """One worker; `state` is serving, silent or dead, written by the heartbeat alone."""
+class Crew(Roster):
+    """All workers of a job, looked after; without a `restarter` the dead stay dead."""
 
-    rank: int
-    store: int
-    host: str
-    pid: int
-    state: str = "serving"
-
-
-class Crew:
-    """All workers of a job.  `free` and `disk_of` hold what each store told at SERVE."""
-
-    def __init__(self, client: Client, ranks: int) -> None:
+    def __init__(self, client: Client, ranks: int, restarter: Restarter | None = None) -> None:
+        super().__init__()
         self._client = client
         self._ranks = range(1, ranks)
-        self.workers: list[Worker] = []
-        self.free: dict[int, int] = {}
-        self.disk_of: dict[int, str] = {}
-        self._places: dict[int, int] = {}
-        self._quit = threading.Event()
+        self._restarter = restarter
+        self._serves: dict[int, Serve] = {}
+        self._pings: dict[int, Pending] = {}
         self._heartbeat = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
-    def rank_of(self, store: int) -> int:
-        """The rank that serves a store."""
-        return self._places[store]
-
-    def live_stores(self) -> list[int]:
-        """The stores that answer, in the order of placement; all if none does."""
-        live = [worker.store for worker in self.workers if worker.state == "serving"]
-        return live or [worker.store for worker in self.workers]
+    # The start.
 
     def greet(self) -> dict[int, HelloReply]:
-        """HELLO to all.  Raises StartError when one does not answer."""
+        """HELLO to all.  Raises StartError when none answers; who does not is left out."""
         pending = {
-            rank: self._client.start(rank, Kind.HELLO, timeout_s=_HELLO_TIMEOUT_S)
+            rank: self._client.start(rank, Kind.HELLO, timeout_s=HELLO_TIMEOUT_S)
             for rank in self._ranks
         }
         hellos = {}
+        reason = "the job has no workers"
         for rank, answer in pending.items():
             try:
                 hellos[rank] = decode_args(answer.wait().args, HelloReply)
             except MpifsError as error:
-                raise StartError(f"rank {rank} does not answer: {error}") from None
+                reason = f"rank {rank} does not answer: {error}"
+                log.error("%s", reason)
+        if not hellos:
+            raise StartError(reason)
         return hellos
 
     def serve(
@@ -75,77 +76,229 @@ class Crew:
         *,
         relaxed: bool,
     ) -> None:
-        """Assigns the stores and has them opened.  Raises StartError, FormatError."""
-        places = assign_stores(geometry.volume_uuid, stores, hellos)
-        uuids = {entry.store: entry.uuid for entry in stores}
+        """Assigns the stores and has them opened; those that cannot be are `lost`.
+
+        Raises StartError, FormatError with the first store's reason when none can be served.
+        """
+        places, reasons = assign_stores(geometry.volume_uuid, stores, hellos)
+        self.set_draining(e.store for e in stores if e.state is StoreState.DRAINING)
+        for entry in stores:
+            self._serves[entry.store] = _serve(geometry, entry, relaxed)
         pending = {
             store: self._client.start(
                 place.rank,
                 Kind.SERVE,
-                args=encode_args(_serve(geometry, store, uuids[store], place, relaxed)),
+                args=encode_args(self._serves[store]),
                 timeout_s=START_TIMEOUT_S,
             )
             for store, place in places.items()
         }
         for store, answer in pending.items():
             try:
-                stats = decode_args(answer.wait().args, StoreStats)
+                self._opened(store, places[store].rank, _stats_of(answer))
             except MpifsError as error:
-                raise StartError(str(error)) from None
-            self.free[store] = stats.free
-            self.disk_of[store] = stats.disk
-        self._places = {store: place.rank for store, place in places.items()}
-        self.workers = [
-            Worker(place.rank, store, hellos[place.rank].host, hellos[place.rank].pid)
-            for store, place in sorted(places.items())
-        ]
+                reasons[store] = str(error)
+        if not self._places:
+            raise StartError(next(iter(reasons.values()), "the volume has no stores"))
+        for entry in stores:
+            place = places.get(entry.store)
+            hello = hellos[place.rank] if place else None
+            worker = Worker(0, entry.store, "", 0)
+            if place and hello:
+                worker = Worker(place.rank, entry.store, hello.host, hello.pid)
+            if entry.store in reasons:
+                worker.state, worker.reason = LOST, reasons[entry.store]
+                log.error("worker %d is lost: %s", entry.store, worker.reason)
+            self.workers.append(worker)
+
+    def _opened(self, store: int, rank: int, stats: StoreStats) -> None:
+        self.free[store] = stats.free
+        self.disk_of[store] = stats.disk
+        self._places[store] = rank
+        serve = self._serves[store]
+        if serve.create:  # from now on the store must be there.
+            self._serves[store] = structs.replace(serve, create=False)
+
+    # The heartbeat.
 
     def start_heartbeat(self) -> None:
         """Pings every worker from now on: a worker that hears nothing ends itself."""
         self._heartbeat.start()
 
     def _run(self) -> None:
-        while not self._quit.wait(HEARTBEAT_S):
-            self.tick()
+        while not self._quit.is_set():
+            is_asked = self._look.is_set()
+            self._look.clear()
+            self.tick(at_once=is_asked)
+            self._look.wait(PING_LOOK_S if self._pings else HEARTBEAT_S)
 
-    def tick(self) -> None:
-        """One round of pings."""
-        pending = []
-        for worker in self.workers:
+    def tick(self, *, at_once: bool = True) -> None:
+        """One look: pings to all whose last one was HEARTBEAT_S ago (`at_once`: or less), and what
+        has become of them after PING_LOOK_S at most."""
+        start = time.monotonic()
+        dead = self._client.endpoint.dead()
+        for worker in self._pinged():
+            if worker.rank in dead:
+                self._bury(worker, "its process has died")
+            elif worker.rank not in self._pings and (
+                at_once or start - worker.pinged_s >= HEARTBEAT_S
+            ):
+                self._ping(worker, start)
+        while True:
+            answered = [w for w in self._pinged() if self._has_answered(w)]
+            left_s = start + PING_LOOK_S - time.monotonic()
+            if not self._pings or left_s <= 0:
+                break
+            if not answered:
+                wait_any(list(self._pings.values())[:PINGS_MAX], left_s)
+        for worker in self._pinged():
+            if worker.rank in self._pings:
+                self._note_silence(worker)
+
+    def _ping(self, worker: Worker, now: float) -> None:
+        worker.pinged_s = now
+        try:
+            ping = self._client.start(worker.rank, Kind.PING, timeout_s=WORKER_HUNG_S)
+            self._pings[worker.rank] = ping
+        except MpifsError as error:
+            self._note_failure(worker, error)
+
+    def _has_answered(self, worker: Worker) -> bool:
+        """Whether a ping to the worker has ended just now, well or not."""
+        answer = self._pings.get(worker.rank)
+        if answer is None or not answer.poll():
+            return False
+        del self._pings[worker.rank]
+        try:
+            answer.result()
+        except MpifsError as error:
+            self._note_failure(worker, error)
+        else:
+            worker.answered_s = time.monotonic()
+            if worker.state == SILENT:
+                self._set(worker, SERVING, "")
+        return True
+
+    def _pinged(self) -> list[Worker]:
+        return [w for w in self.workers if w.rank and w.state in (SERVING, SILENT)]
+
+    def _note_silence(self, worker: Worker) -> None:
+        if worker.state == SERVING and time.monotonic() - worker.answered_s > WORKER_SILENT_S:
+            self._set(worker, SILENT, f"no answer for {WORKER_SILENT_S:g} s")
+
+    def _note_failure(self, worker: Worker, error: MpifsError) -> None:
+        """A ping failed: the process is dead, or it hangs and counts as dead."""
+        if isinstance(error, SilentError):
+            self._bury(worker, str(error))
+        else:
+            log.warning("worker %d: %s", worker.store, error)
+
+    # Replacement.
+
+    def _bury(self, worker: Worker, why: str) -> None:
+        """Takes a worker as dead: cuts it off and has it brought back."""
+        self._pings.pop(worker.rank, None)
+        self._client.endpoint.cut(worker.rank)
+        if self._restarter is None or worker.store not in self._serves:
+            self._set(worker, DEAD, why)
+            return
+        if not self._restarter.can_restart:
+            self.lose(worker.store, f"{why}; this MPI cannot start it again: mount again")
+            return
+        self._set(worker, DEAD, why)
+        threading.Thread(target=self._bring_back, args=(worker,), daemon=True).start()
+
+    def _bring_back(self, worker: Worker) -> None:
+        assert self._restarter is not None
+        start = time.monotonic()
+        try:
+            hello, stats = self._restarter.run(worker.rank, worker.pid, self._serves[worker.store])
+        except MpifsError as error:
+            self.lose(worker.store, str(error))
+            return
+        if self._quit.is_set():
+            return
+        worker.host, worker.pid = hello.host, hello.pid
+        worker.restarts += 1
+        worker.answered_s = time.monotonic()
+        self._opened(worker.store, worker.rank, stats)
+        self._set(worker, SERVING, f"again after {worker.answered_s - start:.1f} s")
+
+    def lose(self, store: int, reason: str) -> None:
+        """Gives a store up for this job; any thread."""
+        worker = self.worker_of(store)
+        self._places.pop(store, None)
+        self._set(worker, LOST, reason)
+
+    def revive(self, entry: StoreEntry) -> None:
+        """Has a store served again that is lost, or whose identity is another one now: by its
+        rank if that lives, else by a new one.  A FRESH store is made.
+
+        Raises StartError with the reason; the store is lost then.  Any thread.
+        """
+        worker = self.worker_of(entry.store)
+        self._serves[entry.store] = self._serve_of(entry)
+        self._start_again(worker)
+
+    def add(self, entry: StoreEntry, host: str = "") -> Worker:
+        """A new rank that makes and serves a new store, here or on a host of the launcher's.
+
+        Raises StartError; the store is not added then.  One thread at a time.
+        """
+        rank = self._client.endpoint.size
+        worker = Worker(rank, entry.store, host, 0, LOST, "not yet started")
+        self._serves[entry.store] = self._serve_of(entry)
+        self.workers.append(worker)
+        if self._restarter is not None and host:
+            self._restarter.hosts[rank] = host
+        try:
+            self._start_again(worker)
+        except StartError:
+            self.workers.remove(worker)
+            raise
+        return worker
+
+    def _start_again(self, worker: Worker) -> None:
+        """Raises StartError."""
+        if self._restarter is None:
+            raise StartError("this job cannot start ranks")
+        serve, endpoint = self._serves[worker.store], self._client.endpoint
+        if worker.rank and worker.rank < endpoint.size and worker.rank not in endpoint.dead():
             try:
-                ping = self._client.start(worker.rank, Kind.PING, timeout_s=_PING_TIMEOUT_S)
+                stats = self._restarter.open_store(worker.rank, serve)
+                self._opened(worker.store, worker.rank, stats)
+                worker.answered_s = time.monotonic()
+                self._set(worker, SERVING, "")
+                return
             except MpifsError as error:
-                self._note(worker, error)
-            else:
-                pending.append((worker, ping))
-        for worker, ping in pending:
-            try:
-                ping.wait()
-            except MpifsError as error:
-                self._note(worker, error)
-            else:
-                self._set(worker, "serving", "")
+                log.warning("worker %d: %s: it gets a new process", worker.store, error)
+        self._restarter.forgive(worker.rank)
+        worker.rank = worker.rank or endpoint.size
+        self._set(worker, DEAD, "being started")
+        self._bring_back(worker)
+        if worker.state != SERVING:
+            raise StartError(worker.reason)
 
-    def _note(self, worker: Worker, error: MpifsError) -> None:
-        self._set(worker, "dead" if isinstance(error, PeerDeadError) else "silent", str(error))
+    def _serve_of(self, entry: StoreEntry) -> Serve:
+        """What a worker is told to open a store of this volume, made if it is FRESH."""
+        known = next(iter(self._serves.values()))
+        is_new = entry.state is StoreState.FRESH
+        return structs.replace(known, store=entry.store, store_uuid=entry.uuid, create=is_new)
 
-    def _set(self, worker: Worker, state: str, why: str) -> None:
-        if worker.state != state:
-            worker.state = state
-            log.warning("worker %d on %s is %s %s", worker.store, worker.host, state, why)
+    # Figures, and the end.
 
     def stats(self) -> dict[int, StoreStats]:
         """Figures of each store that answers."""
         pending = {}
         for worker in self.workers:
-            if worker.state == "serving":
+            if worker.state == SERVING:
                 pending[worker.store] = self._client.start(
-                    worker.rank, Kind.STATS, timeout_s=_STATS_TIMEOUT_S
+                    worker.rank, Kind.STATS, timeout_s=STATS_TIMEOUT_S
                 )
         found = {}
         for store, answer in pending.items():
             try:
-                found[store] = decode_args(answer.wait().args, StoreStats)
+                found[store] = _stats_of(answer)
             except MpifsError as error:
                 log.warning("store %d gives no figures: %s", store, error)
         return found
@@ -153,10 +306,16 @@ class Crew:
     def dismiss(self) -> list[str]:
         """STOP to all; sentences for those that did not close their store well."""
         self._quit.set()
+        self._look.set()
+        with self._changed:
+            self._changed.notify_all()
         if self._heartbeat.is_alive():
-            self._heartbeat.join(_PING_TIMEOUT_S + 1)
+            self._heartbeat.join(WORKER_SILENT_S)
         reasons, pending = [], []
-        for rank in self._ranks:
+        lost = {worker.rank for worker in self.workers if worker.state in (DEAD, LOST)}
+        for rank in range(1, self._client.endpoint.size):
+            if rank in self._client.endpoint.dead() and rank in lost:
+                continue  # said long ago.
             try:
                 pending.append(self._client.start(rank, Kind.STOP, timeout_s=STOP_TIMEOUT_S))
             except MpifsError as error:
@@ -169,15 +328,17 @@ class Crew:
         return reasons
 
 
-def _serve(
-    geometry: Superblock, store: int, uuid: bytes, place: Assignment, relaxed: bool
-) -> Serve:
+def _stats_of(answer: Pending) -> StoreStats:
+    return decode_args(answer.wait().args, StoreStats)
+
+
+def _serve(geometry: Superblock, entry: StoreEntry, relaxed: bool) -> Serve:
     return Serve(
-        store=store,
+        store=entry.store,
         volume_uuid=geometry.volume_uuid,
-        store_uuid=uuid,
+        store_uuid=entry.uuid,
         chunk_size=geometry.chunk_size,
         checksum=int(geometry.checksum),
-        create=place.create,
+        create=entry.state is StoreState.FRESH,
         relaxed=relaxed,
     )

@@ -29,7 +29,8 @@ from mpifs.core.messages import (
 from mpifs.core.superblock import Superblock
 from mpifs.core.types import StoreEntry
 from mpifs.job.assign import assign_found
-from mpifs.job.crew import Crew, Worker
+from mpifs.job.crew import Crew
+from mpifs.job.roster import Worker
 from mpifs.repair.findings import DAMAGE, Finding, Progress
 from mpifs.transport.client import Client, Pending, wait_any
 

@@ -35,6 +35,8 @@ from mpifs.job.fsck_live import LiveChecks
 from mpifs.job.fsck_master import FsckMaster
 from mpifs.job.fsck_service import ChecksTurn, FsckService
 from mpifs.job.options import JobOptions, parse_options
+from mpifs.job.recovery import Restarter
+from mpifs.job.roster import LOST
 from mpifs.job.scrub_service import ScrubService
 from mpifs.job.signals import SignalGate
 from mpifs.kv import Sync
@@ -56,7 +58,8 @@ class Master:
         self.config = config
         self.options: JobOptions = parse_options(config.options, config.volume)
         self.client = Client(endpoint)
-        self.crew = Crew(self.client, endpoint.size)
+        hosts = dict(enumerate(config.hosts, 1))
+        self.crew = Crew(self.client, endpoint.size, Restarter(self.client, config.volume, hosts))
         self._stop = threading.Event()
         self._undo = contextlib.ExitStack()
         self._mount: FuseMount | None = None
@@ -72,7 +75,10 @@ class Master:
         try:
             self._start()
             mine = list(processes.this_process())
-            job_state.change(folder, job, job_state.READY, rank0=mine, workers=self._roster())
+            self.crew.on_change = lambda worker: self._tell_of_workers()
+            job_state.change(
+                folder, job, job_state.READY, rank0=mine, workers=self._roster(), lost=self._lost()
+            )
             log.info("serving %s at %s", folder.path, self.config.mountpoint or "no mount")
             self._stop.wait()
             job_state.change(folder, job, job_state.STOPPING)
@@ -102,10 +108,7 @@ class Master:
             index,
             self.client.endpoint,
             self.client,
-            self.crew.rank_of,
-            self.crew.free,
-            self.crew.disk_of,
-            self.crew.live_stores,
+            self.crew,
             self.options.vfs,
         )
         self._undo.callback(vfs.close)
@@ -163,6 +166,21 @@ class Master:
         return [
             {"id": w.store, "rank": w.rank, "host": w.host, "pid": w.pid} for w in self.crew.workers
         ]
+
+    def _lost(self) -> list[str]:
+        """Sentences of the stores that are not served."""
+        return [
+            f"worker {w.store} is lost: {w.reason}" for w in self.crew.workers if w.state == LOST
+        ]
+
+    def _tell_of_workers(self) -> None:
+        """Puts the crew as it is now into the job's state; any thread."""
+        job = self.config.job
+        job_state.update(
+            self.config.folder,
+            {"workers": self._roster(), "lost": self._lost()},
+            only_if=lambda state: state.get("job") == job,
+        )
 
     def _await_unmount(self) -> None:
         assert self._mount is not None

@@ -30,10 +30,15 @@ log = logging.getLogger(__name__)
 
 
 def run_rank(
-    volume: str, gate: SignalGate, config_of: Callable[[int], JobConfig], is_own: bool
+    volume: str,
+    gate: SignalGate,
+    config_of: Callable[[int], JobConfig],
+    is_own: bool,
+    replaced: tuple[int, int] | None = None,
 ) -> NoReturn:
     """Runs this process as a rank of the MPI world it was started in, and ends it.
 
+    `replaced` (rank, size): it takes the place of a worker that died (transport.mpi.connect).
     `config_of` (given the number of workers) is called in rank 0 alone.  `is_own` says that mpifs
     started the launcher; else messages go to the user's terminal.
     """
@@ -42,7 +47,7 @@ def run_rank(
     try:
         from mpifs.transport import mpi
 
-        endpoint = mpi.connect()
+        endpoint = mpi.connect(replaced)
         _set_up_log(endpoint.rank, verbose=is_own)
         code = _serve(volume, endpoint, gate, config_of)
     except OSError as error:
@@ -116,10 +121,29 @@ def remember_shared_memory(folder: VolumeFolder, job: str) -> None:
 
 
 def main() -> NoReturn:
-    """Entry of a rank that mpifs's own mpiexec started."""
+    """Entry of a rank that mpifs's own mpiexec started, or rank 0 to replace one: then the words
+    are VOLUME --replace RANK SIZE PID, and the process PID is what it replaces."""
     gate = SignalGate()
-    volume = sys.argv[1]
-    run_rank(volume, gate, lambda workers: job_config.read(VolumeFolder(volume)), is_own=True)
+    volume, words = sys.argv[1], sys.argv[2:]
+    replaced = None
+    if words:
+        rank, size, old_pid = map(int, words[1:])
+        replaced = (rank, size)
+        _end_predecessor(old_pid)
+    run_rank(
+        volume,
+        gate,
+        lambda workers: job_config.read(VolumeFolder(volume)),
+        is_own=True,
+        replaced=replaced,
+    )
+
+
+def _end_predecessor(pid: int) -> None:
+    """Kills the process whose place this one takes: hanging, it would go on holding its store."""
+    job = os.environ.get(processes.JOB_VARIABLE, "-")
+    if pid:
+        processes.kill([one for one in processes.marked_with(job) if one.pid == pid])
 
 
 if __name__ == "__main__":

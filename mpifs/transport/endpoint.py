@@ -10,6 +10,7 @@ is a hint: it may come late or, for a hung process or a cut line, never.  Deadli
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from mpifs.core.checksum import Buffer
@@ -99,7 +100,9 @@ class Endpoint(Protocol):
     def rank(self) -> int: ...
 
     @property
-    def size(self) -> int: ...
+    def size(self) -> int:
+        """Ranks in all; grows when one is added."""
+        ...
 
     def isend(self, dest: int, tag: int, data: Buffer) -> Operation:
         """Starts to send; `data` must stay as it is until the operation is complete.
@@ -143,6 +146,33 @@ class Endpoint(Protocol):
 
     def dead(self) -> frozenset[int]:
         """Ranks whose processes are known to have died; a hint, never complete."""
+        ...
+
+    def life(self, rank: int) -> int:
+        """Changes whenever `rank` is cut off or gets a new process: requests made in another life
+        are void.  0 = of the first world."""
+        ...
+
+    def cut(self, rank: int) -> None:
+        """From now on `rank` counts as dead, whether its process lives or not: requests under way
+        end, new ones are refused.  What it still sends comes to nothing."""
+        ...
+
+    @property
+    def can_replace(self) -> bool:
+        """Whether `replace` works with this library, and so whether this job outlives a rank."""
+        ...
+
+    def replace(self, rank: int, program: Sequence[str], host: str) -> None:
+        """Starts a new process for `rank` (or for a new rank, `rank` == size), on `host` if that
+        is not "".  It can talk to rank 0 alone.  Blocks for one to three seconds.
+
+        Raises StartError.  Requires: this is rank 0; one thread at a time per rank.
+        """
+        ...
+
+    def can_talk(self, one: int, other: int) -> bool:
+        """Whether two ranks reach each other without rank 0.  Known in rank 0 alone."""
         ...
 
     def close(self) -> None:

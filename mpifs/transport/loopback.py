@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable, Sequence
 
 from mpifs.core.checksum import Buffer
-from mpifs.core.errors import PeerDeadError, ProtocolError
+from mpifs.core.errors import PeerDeadError, ProtocolError, StartError
 from mpifs.core.limits import INLINE_BYTES_MAX
 from mpifs.transport.bell import Bells, SocketBell
 from mpifs.transport.endpoint import Endpoint, Incoming, Operation, is_request_tag
@@ -99,6 +100,8 @@ class _World:
         self.posted: list[list[_Operation]] = [[] for _ in range(size)]
         self.bells = [Bells() for _ in range(size)]
         self.dead: frozenset[int] = frozenset()
+        self.lives = [0] * size
+        self.start: Callable[[int], None] | None = None
 
 
 class LoopbackEndpoint:
@@ -172,6 +175,38 @@ class LoopbackEndpoint:
     def dead(self) -> frozenset[int]:
         """See endpoint.Endpoint."""
         return self._world.dead
+
+    def life(self, rank: int) -> int:
+        """See endpoint.Endpoint."""
+        return self._world.lives[rank]
+
+    def cut(self, rank: int) -> None:
+        """See endpoint.Endpoint."""
+        self._world.lives[rank] += 1
+        LoopbackEndpoint(self._world, rank).die()
+
+    def when_replaced(self, start: Callable[[int], None]) -> None:
+        """What makes a new process of a rank: it begins to serve that rank's endpoint."""
+        self._world.start = start
+
+    @property
+    def can_replace(self) -> bool:
+        """See endpoint.Endpoint."""
+        return self._world.start is not None
+
+    def replace(self, rank: int, program: Sequence[str], host: str) -> None:
+        """See endpoint.Endpoint."""
+        world = self._world
+        if world.start is None or rank >= self.size:
+            raise StartError("this world starts no new rank")
+        self.cut(rank)
+        with world.lock:
+            world.dead -= {rank}
+        world.start(rank)
+
+    def can_talk(self, one: int, other: int) -> bool:
+        """See endpoint.Endpoint."""
+        return not (self._world.lives[one] or self._world.lives[other])
 
     def close(self) -> None:
         """See endpoint.Endpoint."""

@@ -3,7 +3,7 @@
 Any thread calls MPI (THREAD_MULTIPLE); each operation is tested by the thread that waits for it.
 Requests go over one communicator, where the service loop probes for any source and tag; replies
 and long bodies go over a second one, where every message has its posted receive.  Both stand in
-`_World` and nowhere else, so that a world rebuilt after a death replaces them in one place.
+the `Link` of a rank (world.py), which is exchanged when the rank's process is replaced.
 
 Importing this file loads no MPI library; `connect` does, and starts it.
 """
@@ -11,17 +11,16 @@ Importing this file loads no MPI library; `connect` does, and starts it.
 from __future__ import annotations
 
 import os
-import socket
-import struct
 import threading
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from mpifs.core.checksum import Buffer
 from mpifs.core.errors import MpifsError, PeerDeadError, ProtocolError, StartError
-from mpifs.transport.bell import Bells, SocketBell, place
+from mpifs.transport.bell import Bells, SocketBell
 from mpifs.transport.endpoint import PROBE_COUNT, Incoming, Operation, is_request_tag
+from mpifs.transport.world import Link, Spawner, World, attach, join
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -69,10 +68,14 @@ def _load() -> Any:
     return MPI
 
 
-def connect() -> MpiEndpoint:
-    """Starts MPI and joins all ranks of this job.  Collective; once in a process.
+def connect(replaced: tuple[int, int] | None = None) -> MpiEndpoint:
+    """Starts MPI and joins all ranks of this job; collective.  Once in a process.
 
-    Raises StartError if the library is missing or does not take calls from several threads.
+    `replaced` (rank, size of the world): this process was started by rank 0 in place of a dead
+    one, and meets rank 0 alone.
+
+    Raises StartError if the library is missing or does not take calls from several threads, or
+    if rank 0 does not answer a replacement.
     """
     mpi = _load()
     if not mpi.Is_initialized():
@@ -81,45 +84,33 @@ def connect() -> MpiEndpoint:
         raise StartError("this MPI library was built without MPI_THREAD_MULTIPLE; use another")
     mpi.COMM_WORLD.Set_errhandler(mpi.ERRORS_RETURN)
     mpi.COMM_SELF.Set_errhandler(mpi.ERRORS_RETURN)
-    return MpiEndpoint(mpi, mpi.COMM_WORLD)
-
-
-_PEER = struct.Struct("<128s256s16s")
-"""What ranks tell each other at the start: place, host name, bell of the service loop."""
-
-
-class _Peer(NamedTuple):
-    place: bytes
-    host: str
-    bell: bytes
-
-
-@dataclass(frozen=True)
-class _World:
-    """All that is tied to one set of processes; index of `peers` is the rank."""
-
-    requests: MPI.Comm
-    replies: MPI.Comm
-    peers: list[_Peer]
+    bells = Bells()
+    if replaced is None:
+        return MpiEndpoint(mpi, bells, join(mpi, mpi.COMM_WORLD, bells.server.address))
+    parent = mpi.Comm.Get_parent()
+    if parent == mpi.COMM_NULL:
+        raise StartError("this rank was not started by rank 0 of a job")
+    return MpiEndpoint(mpi, bells, attach(mpi, parent, *replaced, bells.server.address))
 
 
 class MpiOperation:
-    """A send: a request of MPI with the rank at its other end."""
+    """A send: a request of MPI with the rank at its other end and the link it goes over."""
 
-    __slots__ = ("_endpoint", "_peer", "_request")
+    __slots__ = ("_endpoint", "_link", "_peer", "_request")
     received = 0
 
-    def __init__(self, endpoint: MpiEndpoint, request: MPI.Request, peer: int) -> None:
+    def __init__(self, endpoint: MpiEndpoint, request: MPI.Request, peer: int, link: Link) -> None:
         self._endpoint = endpoint
         self._request = request
         self._peer = peer
+        self._link = link
 
     def test(self) -> bool:
         """See endpoint.Operation."""
         try:
             return self._request.Test()
         except self._endpoint.Exception as error:
-            raise self._endpoint.translated(error, self._peer) from None
+            raise self._endpoint.translated(error, self._peer, self._link) from None
 
     def cancel(self) -> bool:
         """See endpoint.Operation.  A send is never cancelled: MPI-4 withdrew that."""
@@ -135,9 +126,14 @@ class MpiReceive(MpiOperation):
     __slots__ = ("_status", "is_done", "received")
 
     def __init__(
-        self, endpoint: MpiEndpoint, request: MPI.Request, peer: int, status: MPI.Status
+        self,
+        endpoint: MpiEndpoint,
+        request: MPI.Request,
+        peer: int,
+        link: Link,
+        status: MPI.Status,
     ) -> None:
-        super().__init__(endpoint, request, peer)
+        super().__init__(endpoint, request, peer, link)
         self._status = status
         self.is_done = False
         self.received = 0
@@ -150,7 +146,7 @@ class MpiReceive(MpiOperation):
             self.is_done = self._request.Test(self._status)
         except self._endpoint.Exception as error:
             self.is_done = True
-            raise self._endpoint.translated(error, self._peer) from None
+            raise self._endpoint.translated(error, self._peer, self._link) from None
         if self.is_done:
             self.received = 0 if self._status.Is_cancelled() else self._status.count
         return self.is_done
@@ -187,13 +183,14 @@ class MpiIncoming:
         try:
             self._message.Recv(into)
         except self._endpoint.Exception as error:
-            raise self._endpoint.translated(error, self.source) from None
+            raise self._endpoint.translated(error, self.source, None) from None
 
 
 class MpiEndpoint:
-    """See endpoint.Endpoint.  `_dead` only grows while a world lasts; guarded by `_lock`."""
+    """See endpoint.Endpoint.  `_links` (by rank) is changed by single assignments, in rank 0 by the
+    thread that replaces that rank; `_lock` is for the library's knowledge of deaths."""
 
-    def __init__(self, mpi: Any, communicator: MPI.Comm) -> None:
+    def __init__(self, mpi: Any, bells: Bells, world: World) -> None:
         self._mpi = mpi
         self.Exception: type[MPI.Exception] = mpi.Exception
         """The library's exception class, for the except clauses of the operations."""
@@ -202,47 +199,55 @@ class MpiEndpoint:
             for name in ("ERR_PROC_FAILED", "ERR_PROC_FAILED_PENDING", "ERR_REVOKED")
             if hasattr(mpi, name)
         }
-        self._bells = Bells()
+        self._bells = bells
         self._lock = threading.Lock()
-        self._dead: frozenset[int] = frozenset()
-        self._enter(_join(mpi, communicator, self._bells.server.address))
-
-    def _enter(self, world: _World) -> None:
-        """Makes `world` the one that every call uses."""
-        self._world = world
+        self.rank = world.rank
+        self._links = list(world.links)
         self._requests = world.requests
-        self._replies = world.replies
-        self.rank: int = world.requests.rank
-        self.size: int = world.requests.size
-        here = world.peers[self.rank].place
-        self._near = [peer.place == here for peer in world.peers]
+        self._probe_tags = world.probe_tags
+        self._spawner = Spawner(mpi)
+        self._lives: list[int] = []
+        """Numbers of the links made since the start, those that failed included."""
+        self._is_original = world.probe_tags == (mpi.ANY_TAG,)
+
+    @property
+    def size(self) -> int:
+        """See endpoint.Endpoint."""
+        return len(self._links)
 
     def isend(self, dest: int, tag: int, data: Buffer) -> Operation:
         """See endpoint.Endpoint."""
-        communicator = self._requests if is_request_tag(tag) else self._replies
+        link = self._links[dest]
+        communicator = link.requests if is_request_tag(tag) else link.replies
+        if link.is_cut or communicator is None:
+            raise PeerDeadError(dest, "its process has died")
         try:
-            return MpiOperation(self, communicator.Isend(data, dest, tag), dest)
+            return MpiOperation(self, communicator.Isend(data, link.rank, tag), dest, link)
         except self.Exception as error:
-            raise self.translated(error, dest) from None
+            raise self.translated(error, dest, link) from None
 
     def irecv(self, source: int, tag: int, into: bytearray | memoryview) -> Operation:
         """See endpoint.Endpoint."""
+        link = self._links[source]
+        if link.is_cut or link.replies is None:
+            raise PeerDeadError(source, "its process has died")
         try:
-            request = self._replies.Irecv(into, source, tag)
+            request = link.replies.Irecv(into, link.rank, tag)
         except self.Exception as error:
-            raise self.translated(error, source) from None
-        return MpiReceive(self, request, source, self._mpi.Status())
+            raise self.translated(error, source, link) from None
+        return MpiReceive(self, request, source, link, self._mpi.Status())
 
     def probe(self) -> Incoming | None:
         """See endpoint.Endpoint."""
         status = self._mpi.Status()
         try:
             for _ in range(PROBE_COUNT):
-                message = self._requests.Improbe(status=status)
-                if message is not None:
-                    return MpiIncoming(self, message, status)
+                for tag in self._probe_tags:
+                    message = self._requests.Improbe(tag=tag, status=status)
+                    if message is not None:
+                        return MpiIncoming(self, message, status)
         except self.Exception as error:
-            failure = self.translated(error, -1)
+            failure = self.translated(error, -1, None)
             if not isinstance(failure, PeerDeadError):
                 raise failure from None
             self._acknowledge()
@@ -250,6 +255,9 @@ class MpiEndpoint:
 
     def _acknowledge(self) -> None:
         """Notes who died; from then on probes for any source work again."""
+        if not self._is_original:  # there is nobody but rank 0.
+            self._links[0].is_cut = True
+            return
         with self._lock:
             try:
                 self._requests.Ack_failed()
@@ -257,18 +265,17 @@ class MpiEndpoint:
             except (self.Exception, NotImplementedError):
                 return
             everyone = self._requests.Get_group()
-            ranks = self._mpi.Group.Translate_ranks(failed, None, everyone)
-            self._dead |= frozenset(ranks)
+            for rank in self._mpi.Group.Translate_ranks(failed, None, everyone):
+                self._links[rank].is_cut = True
             failed.Free()
             everyone.Free()
 
-    def translated(self, error: MPI.Exception, peer: int) -> MpifsError:
+    def translated(self, error: MPI.Exception, peer: int, link: Link | None) -> MpifsError:
         """The library's error as one of mpifs's."""
         code = error.Get_error_class()
         if code in self._deaths:
-            if peer >= 0 and code != getattr(self._mpi, "ERR_REVOKED", None):
-                with self._lock:
-                    self._dead |= {peer}
+            if link is not None:
+                link.is_cut = True
             return PeerDeadError(peer, "its process has died")
         if code == self._mpi.ERR_TRUNCATE:
             return ProtocolError(f"message from rank {peer} is longer than its kind allows")
@@ -284,38 +291,60 @@ class MpiEndpoint:
 
     def ring(self, rank: int, address: bytes) -> None:
         """See endpoint.Endpoint."""
-        if self._near[rank]:
-            self._bells.ring(address or self._world.peers[rank].bell)
+        link = self._links[rank]
+        if link.is_near:
+            self._bells.ring(address or link.bell)
 
     def is_near(self, rank: int) -> bool:
         """See endpoint.Endpoint."""
-        return self._near[rank]
+        return self._links[rank].is_near
 
     def host(self, rank: int) -> str:
         """See endpoint.Endpoint."""
-        return self._world.peers[rank].host
+        return self._links[rank].host
 
     def dead(self) -> frozenset[int]:
         """See endpoint.Endpoint."""
-        return self._dead
+        return frozenset(
+            rank for rank, link in enumerate(self._links) if link.is_cut and rank != self.rank
+        )
+
+    def life(self, rank: int) -> int:
+        """See endpoint.Endpoint."""
+        return self._links[rank].life
+
+    def cut(self, rank: int) -> None:
+        """See endpoint.Endpoint."""
+        link = self._links[rank]
+        link.is_cut = True
+        link.life = -1
+
+    @property
+    def can_replace(self) -> bool:
+        """See endpoint.Endpoint.  MPICH ends the job when a rank dies."""
+        text: str = self._mpi.Get_library_version()
+        return text.startswith("Open MPI v5")
+
+    def replace(self, rank: int, program: Sequence[str], host: str) -> None:
+        """See endpoint.Endpoint."""
+        life = max(self._lives, default=0) + 1
+        self._lives.append(life)
+        link = self._spawner.spawn(program, host, life, self._bells.server.address)
+        if rank == len(self._links):
+            self._links.append(link)
+        else:
+            self.cut(rank)
+            self._links[rank] = link
+
+    def can_talk(self, one: int, other: int) -> bool:
+        """See endpoint.Endpoint."""
+        return all(self._links[rank].life == 0 for rank in (one, other) if rank)
 
     def close(self) -> None:
-        """See endpoint.Endpoint.  Ends MPI for this process."""
+        """See endpoint.Endpoint.  Ends MPI for this process, unless ranks were replaced: then
+        MPI_Finalize would wait for the dead, and the process must just end."""
         self._bells.close()
+        if not self._is_original or any(link.life for link in self._links):
+            return
         if not self._mpi.Is_finalized():
             self._mpi.Finalize()
-
-
-def _join(mpi: Any, communicator: MPI.Comm, bell: bytes) -> _World:
-    """Makes the two communicators and tells all ranks of each other.  Collective."""
-    requests, replies = communicator.Dup(), communicator.Dup()
-    for made in (requests, replies):
-        made.Set_errhandler(mpi.ERRORS_RETURN)
-    row = _PEER.pack(place(), socket.gethostname().encode(), bell)
-    rows = bytearray(_PEER.size * communicator.size)
-    communicator.Allgather(row, rows)
-    peers = [
-        _Peer(where.rstrip(b"\0"), host.rstrip(b"\0").decode(errors="replace"), ring.rstrip(b"\0"))
-        for where, host, ring in _PEER.iter_unpack(rows)
-    ]
-    return _World(requests, replies, peers)

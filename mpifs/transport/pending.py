@@ -4,6 +4,7 @@
        └──reply header came, all is in it────────────────►┘
     any ──deadline, dead peer, bad reply──► over, retired; `sweep` empties the slot
 
+A rank that was cut off or replaced ends its requests at once; they are retired like late ones.
 A slot's tags are used again only when nothing can arrive on them any more.  A request that has
 missed its deadline, or that its asker dropped, therefore stays retired until its late reply has
 been received and dropped.
@@ -18,7 +19,7 @@ from enum import Enum, auto
 from typing import Protocol
 
 from mpifs.core.checksum import Buffer
-from mpifs.core.errors import MpifsError, ProtocolError, RemoteError, SilentError
+from mpifs.core.errors import MpifsError, PeerDeadError, ProtocolError, RemoteError, SilentError
 from mpifs.core.limits import HEADER_BYTES
 from mpifs.core.messages import MESSAGE_BYTES_MAX, TAG_REPLY_BASE, Header, decode_header
 from mpifs.transport.endpoint import TAG_REPLY_DATA_BASE, Bell, Endpoint, Operation
@@ -77,6 +78,7 @@ class Pending:
         "_error",
         "_header",
         "_into",
+        "_life",
         "_number",
         "_owner",
         "_receive",
@@ -111,6 +113,7 @@ class Pending:
         self._number = number
         self._into = None if into is None else memoryview(into)
         self._deadline = deadline
+        self._life = owner.endpoint.life(rank)
         self._stage = _Stage.HEADER
         self._receive: Operation | None = None
         self._sends: list[Operation] = []
@@ -172,6 +175,9 @@ class Pending:
                 return True
         except MpifsError as error:
             self.fail(error)
+            return True
+        if self._owner.endpoint.life(self.rank) != self._life:
+            self.fail(PeerDeadError(self.rank, "was given up"))
             return True
         if time.monotonic() < self._deadline:
             return False
@@ -249,6 +255,8 @@ class Pending:
         return header
 
     def _receive_body(self, into: bytearray | memoryview) -> Operation:
+        if self._owner.endpoint.life(self.rank) != self._life:  # it would come from another one.
+            raise PeerDeadError(self.rank, "was given up")
         tag = TAG_REPLY_DATA_BASE + self._slot.index
         return self._owner.endpoint.irecv(self.rank, tag, into)
 

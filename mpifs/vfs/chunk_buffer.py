@@ -18,7 +18,8 @@ class ChunkBuffer:
     """Guarded by the lock of its file's FileData, but for what the scatter thread reads in flight.
 
     `length` is the payload length; `capacity` is what the buffer can take; `since` the time of the
-    first write; `is_cancelled` says that a truncate or hole has made an in-flight chunk void.
+    first write, `parked_s` that when first no worker took it (0 = never); `is_cancelled` says that
+    a truncate or hole has made an in-flight chunk void.
     """
 
     __slots__ = (
@@ -31,6 +32,7 @@ class ChunkBuffer:
         "is_done",
         "length",
         "outgoing",
+        "parked_s",
         "since",
         "tries",
         "written",
@@ -48,6 +50,7 @@ class ChunkBuffer:
         self.is_cancelled = False
         self.is_done = False
         self.tries = 0
+        self.parked_s = 0.0
         self.outgoing: object | None = None
 
     @property

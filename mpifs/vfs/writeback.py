@@ -13,21 +13,21 @@ from contextlib import contextmanager
 
 from mpifs.core.errors import FullError, MpifsError, SilentError
 from mpifs.core.layout import extents
-from mpifs.core.limits import REQUEST_TIMEOUT_S
+from mpifs.core.limits import RECOVERY_S, REQUEST_TIMEOUT_S
 from mpifs.core.placement import place
 from mpifs.core.types import ChunkKey, ChunkRef
 from mpifs.data.scatter import Outgoing, Scatter
 from mpifs.data.space import Space
+from mpifs.data.stores import Stores
 from mpifs.index.index import Index
 from mpifs.index.inode import Inode
 from mpifs.vfs.chunk_buffer import ChunkBuffer
 from mpifs.vfs.dirty_memory import DirtyMemory, capacity_for
 from mpifs.vfs.file_data import FileData
 from mpifs.vfs.reader import Reader
+from mpifs.vfs.resend import Resend
 
 log = logging.getLogger(__name__)
-
-_TRIES = 3  # workers that may die one after another under one chunk.
 
 
 class WriteBack:
@@ -47,7 +47,7 @@ class WriteBack:
         scatter: Scatter,
         reader: Reader,
         space: Space,
-        stores: Callable[[], list[int]],
+        stores: Stores,
         dirty_bytes_max: int,
         on_dirty: Callable[[], None],
         make_room: Callable[[bool], None],
@@ -60,6 +60,7 @@ class WriteBack:
         self._on_dirty = on_dirty
         self._make_room = make_room
         self._memory = DirtyMemory(dirty_bytes_max)
+        self._resend = Resend(index, scatter, stores, self._arrived)
         self.files: dict[int, FileData] = {}
         self.on_lost: Callable[[Inode], None] = lambda inode: None
 
@@ -268,7 +269,7 @@ class WriteBack:
             ChunkKey(inode.ino, buffer.chunk, self._index.next_generation()),
             buffer.buffer,
             buffer.length,
-            place(inode.start, buffer.chunk, inode.replicas, self._stores()),
+            place(inode.start, buffer.chunk, inode.replicas, self._stores.placement_stores()),
             lambda item, error: self._arrived(data, buffer, item, error),
         )
         buffer.outgoing = item
@@ -283,7 +284,7 @@ class WriteBack:
         inode = data.inode
         lost = False
         with data.lock:
-            if isinstance(error, SilentError) and self._try_elsewhere(data, buffer, item):
+            if isinstance(error, SilentError) and self._resend.again(data, buffer, item):
                 return
             buffer.is_done = True
             if error is not None:
@@ -301,30 +302,6 @@ class WriteBack:
                 data.idle.notify_all()
         if lost:
             self.on_lost(inode)
-
-    def _try_elsewhere(self, data: FileData, buffer: ChunkBuffer, item: Outgoing) -> bool:
-        """A worker died or is silent: the chunk goes to stores that are left, as a new generation.
-
-        False if there are none, or it has been tried often enough.
-        """
-        live = [store for store in self._stores() if store not in item.failed]
-        if not live or buffer.is_cancelled or buffer.tries >= _TRIES:
-            return False
-        buffer.tries += 1
-        inode = data.inode
-        self._index.add_garbage(item.key, item.stores)
-        again = Outgoing(
-            item.key._replace(generation=self._index.next_generation()),
-            item.buffer,
-            item.length,
-            place(inode.start, buffer.chunk, inode.replicas, live),
-            item.done,
-            failed=item.failed,
-        )
-        buffer.outgoing = again
-        log.warning("%s: chunk %d goes to other workers", self._name(inode), buffer.chunk)
-        self._scatter.submit(again)
-        return True
 
     def _apply(self, data: FileData, buffer: ChunkBuffer) -> None:
         """Takes the ref of a durable chunk into the index, or its garbage."""
@@ -384,7 +361,7 @@ class WriteBack:
 
     def wait(self, data: FileData) -> None:
         """Waits until nothing of the file is on its way.  Raises MpifsError at the deadline."""
-        deadline = time.monotonic() + REQUEST_TIMEOUT_S * 2
+        deadline = time.monotonic() + REQUEST_TIMEOUT_S + RECOVERY_S
         with data.lock:
             while data.in_flight:
                 left = deadline - time.monotonic()

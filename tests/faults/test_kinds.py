@@ -148,7 +148,9 @@ def test_what_is_newer_than_the_copy_comes_back_through_the_chunks(sample: Make)
             with open(volume.mnt / os.fsdecode(name), "wb") as file:
                 file.write(data)
                 file.flush()
-                os.fsync(file)  # sync(2) is not passed on by the kernel to FUSE: it promises nothing.
+                os.fsync(
+                    file
+                )  # sync(2) is not passed on by the kernel to FUSE: it promises nothing.
         with open(volume.mnt / os.fsdecode(changed), "r+b") as file:
             file.write(content)
             file.flush()

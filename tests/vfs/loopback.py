@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import threading
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 
 from mpifs.core.buffers import BufferPool
@@ -21,6 +22,34 @@ from mpifs.transport.client import Client
 from mpifs.transport.loopback import make_world
 from mpifs.transport.server import Server
 from mpifs.vfs.facade import Vfs
+
+
+class FixedStores:
+    """Stores 1 to `count` on the ranks of their numbers, for ever; `dead` may be set by a test."""
+
+    def __init__(self, count: int, free: dict[int, int], disk_of: dict[int, str]) -> None:
+        self.free = free
+        self.disk_of = disk_of
+        self.dead: set[int] = set()
+        self._all = list(range(1, count + 1))
+
+    def rank_of(self, store: int) -> int:
+        return store
+
+    def is_serving(self, store: int) -> bool:
+        return store not in self.dead
+
+    def live_stores(self) -> list[int]:
+        return [store for store in self._all if store not in self.dead]
+
+    def placement_stores(self) -> list[int]:
+        return self.live_stores() or self._all
+
+    def may_return(self, stores: Iterable[int]) -> bool:
+        return not self.dead.issuperset(stores)
+
+    def await_serving(self, stores: Iterable[int], deadline: float) -> bool:
+        return False
 
 
 class LoopbackVolume:
@@ -74,16 +103,10 @@ class LoopbackVolume:
             self.index,
             self.endpoints[0],
             self.client,
-            int,
-            free,
-            disks,
-            self.live_stores,
+            FixedStores(self.workers, free, disks),
             options or VfsOptions(),
         )
         return self.vfs
-
-    def live_stores(self) -> list[int]:
-        return list(range(1, self.workers + 1))
 
     def _work(self, rank: int) -> None:
         endpoint = self.endpoints[rank]
