@@ -64,6 +64,8 @@ def _show(document: dict[str, Any], details: dict[str, Any], path: str, *, clear
             markup=False,
         )
     console.print(_table(document["workers"]))
+    for number, reason in details.get("reasons", {}).items():
+        console.print(f"worker {number} is {reason}", markup=False)
 
 
 def _table(workers: list[dict[str, Any]]) -> RenderableType:

@@ -68,10 +68,11 @@ class PeerDeadError(SilentError):
 
 
 class LostStoreError(SilentError):
-    """A store that nobody serves in this job: its worker was given up, or it cannot be used."""
+    """A store that nobody serves: its worker is being replaced or was given up, or it cannot be
+    used."""
 
     def __init__(self, store: int, reason: str) -> None:
-        MpifsError.__init__(self, f"worker {store} is lost: {reason}")
+        MpifsError.__init__(self, f"worker {store} serves no store: {reason}")
         self.rank = -1
 
 

@@ -20,9 +20,9 @@ class Stores(Protocol):
         ...
 
     def rank_of(self, store: int) -> int:
-        """The rank that serves a store, also while it is being replaced.
+        """The rank that serves a store.
 
-        Raises LostStoreError for a store that nobody serves in this job.
+        Raises LostStoreError when nobody does, for now (`may_return`) or in this job.
         """
         ...
 

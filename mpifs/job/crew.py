@@ -198,6 +198,7 @@ class Crew(Roster):
     def _bury(self, worker: Worker, why: str) -> None:
         """Takes a worker as dead: cuts it off and has it brought back."""
         self._pings.pop(worker.rank, None)
+        self._places.pop(worker.store, None)  # its successor serves only once it has the store.
         self._client.endpoint.cut(worker.rank)
         if self._restarter is None or worker.store not in self._serves:
             self._set(worker, DEAD, why)

@@ -142,6 +142,8 @@ def _await(config: JobConfig, supervisor: subprocess.Popen[bytes], log_start: in
         state = job_state.read(config.folder)
         name = state.get("state")
         if name == job_state.READY:
+            for sentence in state.get("lost") or []:
+                print(f"mpifs: warning: {sentence}", file=sys.stderr)
             if config.mountpoint:
                 _await_mount(config, deadline)
             return

@@ -59,5 +59,6 @@ def status(config: JobConfig, index: Index, vfs: Vfs, crew: Crew) -> Document:
             "dirty_bytes": vfs.writeback.dirty_bytes,
             "cache_hits": cache.hits,
             "cache_misses": cache.misses,
+            "reasons": {w.store: f"{w.state}: {w.reason}" for w in crew.workers if w.reason},
         },
     }

@@ -66,14 +66,15 @@ class Roster:
         raise LostStoreError(store, "the volume has no such store")
 
     def rank_of(self, store: int) -> int:
-        """The rank that serves a store, also while it is being replaced.
+        """The rank that serves a store.
 
-        Raises LostStoreError.
+        Raises LostStoreError when nobody does, for now (`may_return`) or in this job.
         """
         try:
             return self._places[store]
         except KeyError:
-            raise LostStoreError(store, self.worker_of(store).reason) from None
+            worker = self.worker_of(store)
+            raise LostStoreError(store, f"{worker.state}, {worker.reason}") from None
 
     def is_serving(self, store: int) -> bool:
         """Whether a store answers at the moment."""
@@ -118,7 +119,7 @@ class Roster:
         with self._changed:
             if worker.state == state:
                 return
-            worker.state, worker.reason = state, why
+            worker.state, worker.reason = state, why if state != SERVING else ""
             self._changed.notify_all()
         log.warning("worker %d on %s is %s %s", worker.store, worker.host, state, why)
         if not self._quit.is_set():
