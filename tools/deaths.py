@@ -46,7 +46,7 @@ class Load:
         self._chance = random.Random(seed)
         self._sums: list[int] = []
         with open(mount / "big", "wb") as file:
-            for number in range(CHUNKS):
+            for _ in range(CHUNKS):
                 data = self._chance.randbytes(CHUNK)
                 self._sums.append(zlib.crc32(data))
                 file.write(data)

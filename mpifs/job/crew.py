@@ -111,6 +111,10 @@ class Crew(Roster):
                 log.error("worker %d is lost: %s", entry.store, worker.reason)
             self.workers.append(worker)
 
+    def remember(self, serve: Serve) -> None:
+        """A store was opened by another way: that is what a replacement opens, too."""
+        self._serves[serve.store] = serve
+
     def _opened(self, store: int, rank: int, stats: StoreStats) -> None:
         self.free[store] = stats.free
         self.disk_of[store] = stats.disk

@@ -120,7 +120,9 @@ class Questions:
             create=False,
         )
         rank = self._crew.rank_of(entry.store)
-        return decode_args(self._ask(rank, Kind.SERVE, encode_args(serve), progress), StoreStats)
+        reply = self._ask(rank, Kind.SERVE, encode_args(serve), progress)
+        self._crew.remember(serve)
+        return decode_args(reply, StoreStats)
 
     def _start(self, rank: int, kind: Kind, args: bytes) -> Pending:
         return self._client.start(rank, kind, args=args, timeout_s=_LONG_S)

@@ -15,6 +15,7 @@ from functools import partial
 
 from mpifs.core import records
 from mpifs.core.errors import MpifsError
+from mpifs.core.limits import RECOVERY_S
 from mpifs.index.amendment import Amendment
 from mpifs.index.index import Index
 from mpifs.job.crew import Crew
@@ -125,6 +126,7 @@ class LiveChecks:
 
     def _check_stores(self, progress: Progress) -> Iterator[Finding]:
         """The stores as folders and files, and the workers that should be there."""
+        self._crew.await_all(RECOVERY_S)
         questions = Questions(self._client, self._crew)
         for host in questions.survey(progress):
             if host.trouble:
@@ -140,8 +142,8 @@ class LiveChecks:
                 yield Finding(
                     "check_worker_answers",
                     DAMAGE,
-                    f"worker {worker.store} on {worker.host} is {worker.state}: what it alone "
-                    "holds cannot be read or checked until the volume is mounted again",
+                    f"worker {worker.store} is {worker.state} ({worker.reason}): what it alone "
+                    "holds cannot be read or checked",
                     worker=worker.store,
                 )
 
@@ -162,7 +164,14 @@ class LiveChecks:
 
     def _access(self) -> StoreAccess:
         kind = self._index.geometry.checksum
-        return StoreAccess(self._client, self._crew.rank_of, set(self._live()), kind)
+        crew = self._crew
+        return StoreAccess(
+            self._client,
+            crew.rank_of,
+            set(self._live()),
+            kind,
+            await_serving=crew.await_serving,
+        )
 
     @contextlib.contextmanager
     def _view(self, progress: Progress) -> Iterator[LiveVolume]:

@@ -24,6 +24,7 @@ from mpifs.job.control import ControlServer
 from mpifs.job.fsck_crew import FsckCrew
 from mpifs.job.fsck_rest import RestChecks
 from mpifs.job.fsck_service import ChecksTurn, FsckService
+from mpifs.job.recovery import Restarter
 from mpifs.transport.client import Client
 from mpifs.transport.endpoint import Endpoint
 
@@ -36,7 +37,10 @@ class FsckMaster:
     def __init__(self, config: JobConfig, endpoint: Endpoint) -> None:
         self.config = config
         self.client = Client(endpoint)
-        self.crew = FsckCrew(self.client, endpoint.size)
+        hosts = dict(enumerate(config.hosts, 1))
+        self.crew = FsckCrew(
+            self.client, endpoint.size, Restarter(self.client, config.volume, hosts)
+        )
         self._stop = threading.Event()
         self._undo = contextlib.ExitStack()
 

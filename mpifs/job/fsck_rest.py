@@ -245,7 +245,9 @@ class _Volume:
 
     def _access(self) -> StoreAccess:
         rank_of, kind = self.crew.rank_of, self.geometry.checksum
-        return StoreAccess(self.client, rank_of, set(self.served), kind, self.entries)
+        return StoreAccess(
+            self.client, rank_of, set(self.served), kind, self.entries, self.crew.await_serving
+        )
 
     def _check_index(self, stores: CopyStores) -> None:
         """Everything that needs an index that can be opened."""

@@ -99,6 +99,13 @@ class Roster:
         wanted = set(stores)
         return any(w.store in wanted and w.state != LOST for w in self.workers)
 
+    def await_all(self, timeout_s: float) -> None:
+        """Waits until every worker serves or is given up, or for the time limit."""
+        deadline = time.monotonic() + timeout_s
+        for worker in list(self.workers):
+            while worker.state not in (SERVING, LOST) and time.monotonic() < deadline:
+                self.await_serving([worker.store], min(deadline, time.monotonic() + HEARTBEAT_S))
+
     def await_serving(self, stores: Iterable[int], deadline: float) -> bool:
         """Waits until one of the stores serves; False when none may come back any more, or at the
         deadline (time.monotonic).  Called by whom a worker has given no answer."""

@@ -1,11 +1,12 @@
 """The stores as verify and repair use them: many requests under way, and none waited for in vain.
 
-A store that misses a deadline, or whose process dies, is left out from then on and told of once
-(`silent`); the run goes on without it.  Used by the one thread of a run.
+A store that misses a deadline, or whose process dies, is waited for if its worker may be replaced;
+else it is left out from then on and told of once (`silent`), and the run goes on without it.  Used by the one thread of a run.
 """
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -27,6 +28,7 @@ from mpifs.core.limits import (
     CHECK_REQUESTS_MAX,
     CHECK_TIMEOUT_S,
     MEND_COUNT_MAX,
+    RECOVERY_S,
 )
 from mpifs.core.messages import (
     Kind,
@@ -66,21 +68,28 @@ class StoreAccess:
         available: set[int],
         kind: ChecksumKind,
         entries: Sequence[StoreEntry] = (),
+        await_serving: Callable[[list[int], float], bool] = lambda stores, deadline: False,
     ) -> None:
         self.client = client
         self.rank_of = rank_of
         self.available = available
         self.kind = kind
         self.entries = entries
+        self._await_serving = await_serving
         self.silent: dict[int, str] = {}
         """Why a store is available no longer."""
         self._sum = function_of(kind)
 
-    def lose(self, store: int, error: OSError) -> None:
-        """Leaves a store out from now on."""
+    def has_returned(self, store: int, error: OSError) -> bool:
+        """After a failed request: whether the store's worker was replaced, so that it is worth
+        asking again.  Waits for it, RECOVERY_S at most; else leaves the store out from now on."""
         if store in self.available:
+            deadline = time.monotonic() + RECOVERY_S
+            if isinstance(error, SilentError) and self._await_serving([store], deadline):
+                return True
             self.available.discard(store)
             self.silent[store] = str(error)
+        return False
 
     def start(
         self,
@@ -113,7 +122,7 @@ class StoreAccess:
             for place in places
             for store in sorted(self.available)
         )
-        under_way: deque[tuple[Pending, int, tuple[int, int]]] = deque()
+        under_way: deque[tuple[Pending, int, tuple[int, int], bytes]] = deque()
         while todo or under_way:
             while todo and len(under_way) < CHECK_REQUESTS_MAX:
                 store, place, after = todo.popleft()
@@ -122,16 +131,18 @@ class StoreAccess:
                 try:
                     pending = self.ask_reports(store, after, _LOOK_COUNT, 1, data)
                 except MpifsError as error:
-                    self.lose(store, error)
+                    if self.has_returned(store, error):
+                        todo.append((store, place, after))
                     continue
-                under_way.append((pending, store, place))
+                under_way.append((pending, store, place, after))
             if not under_way:
                 break
-            pending, store, place = under_way.popleft()
+            pending, store, place, after = under_way.popleft()
             try:
                 reports, _, is_end = reports_of(pending)
             except MpifsError as error:
-                self.lose(store, error)
+                if self.has_returned(store, error):
+                    todo.append((store, place, after))
                 continue
             mine = [report for report in reports if report.key[:2] == place]
             found[place] += [(store, report) for report in mine]
@@ -170,7 +181,8 @@ class StoreAccess:
                     self.rank_of(store), Kind.GET, args=encode_key(key), into=into
                 )
             except MpifsError as error:
-                self.lose(store, error)
+                if self.has_returned(store, error):
+                    return self._start_fetch(store, key, ref)
         return pending, store, key, ref, into
 
     def _end_fetch(
@@ -183,8 +195,9 @@ class StoreAccess:
             if len(body) != len(into) or decode_header(body).key != key:
                 return None
         except SilentError as error:
-            self.lose(store, error)
-            return None
+            if not self.has_returned(store, error):
+                return None
+            return self._end_fetch(*self._start_fetch(store, key, ref))
         except MpifsError:
             return None
         if body.obj is not into:
@@ -243,7 +256,7 @@ class StoreAccess:
     ) -> Iterator[tuple[int, list[int], MpifsError | None]]:
         """Carries out requests, all stores at once; refusals are told, silence is remembered."""
         todo = deque(requests)
-        under_way: deque[tuple[Pending, int, list[int]]] = deque()
+        under_way: deque[tuple[Pending, tuple[int, list[int], Kind, bytes, bytes]]] = deque()
         while todo or under_way:
             while todo and len(under_way) < _FETCHES:
                 store, part, kind, args, body = todo.popleft()
@@ -252,17 +265,23 @@ class StoreAccess:
                         raise DamageError(f"worker {store} is not there")
                     pending = self.start(store, kind, args, body or None, len(part))
                 except MpifsError as error:
-                    yield store, part, error
+                    if self.has_returned(store, error):
+                        todo.append((store, part, kind, args, body))
+                    else:
+                        yield store, part, error
                     continue
-                under_way.append((pending, store, part))
+                under_way.append((pending, (store, part, kind, args, body)))
             if not under_way:
                 continue
-            pending, store, part = under_way.popleft()
+            pending, request = under_way.popleft()
+            store, part = request[:2]
             try:
                 pending.wait()
             except SilentError as error:
-                self.lose(store, error)
-                yield store, part, error
+                if self.has_returned(store, error):
+                    todo.append(request)
+                else:
+                    yield store, part, error
             except MpifsError as error:
                 yield store, part, error
             else:
@@ -286,7 +305,9 @@ class StoreAccess:
                 reply = self.start(store, Kind.MEND, encode_args(Mend(items))).wait()
                 answers = decode_args(bytes(reply.args), MendReply).mended
             except SilentError as error:
-                self.lose(store, error)
+                if self.has_returned(store, error):
+                    mended += self.mend(store, part)
+                    continue
                 answers = []
             except MpifsError:
                 answers = []

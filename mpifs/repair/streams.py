@@ -176,9 +176,8 @@ class Streams:
             self._pace(told.bytes)
 
     def _lose(self, stream: _Stream, error: MpifsError) -> None:
-        stream.is_over = True
         stream.pending = None
-        self._stores.lose(stream.store, error)
+        stream.is_over = not self._stores.has_returned(stream.store, error)  # else: asked on
 
 
 def _is_short(stream: _Stream) -> bool:
