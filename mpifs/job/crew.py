@@ -202,22 +202,22 @@ class Crew(Roster):
     def _bury(self, worker: Worker, why: str) -> None:
         """Takes a worker as dead: cuts it off and has it brought back."""
         self._pings.pop(worker.rank, None)
-        self._places.pop(worker.store, None)  # its successor serves only once it has the store.
+        had_place = self._places.pop(worker.store, None) is not None  # back once it has its store.
         self._client.endpoint.cut(worker.rank)
-        if self._restarter is None or worker.store not in self._serves:
-            self._set(worker, DEAD, why)
-            return
-        if not self._restarter.can_restart:
-            self.lose(worker.store, f"{why}; this MPI cannot start it again: mount again")
+        if self._restarter is None or not self._restarter.can_restart:
+            self.lose(worker.store, f"{why}; it cannot be started again here: mount again")
             return
         self._set(worker, DEAD, why)
-        threading.Thread(target=self._bring_back, args=(worker,), daemon=True).start()
+        work = threading.Thread(target=self._bring_back, args=(worker, had_place), daemon=True)
+        work.start()
 
-    def _bring_back(self, worker: Worker) -> None:
+    def _bring_back(self, worker: Worker, had_place: bool = True) -> None:
         assert self._restarter is not None
         start = time.monotonic()
+        serve = self._serves.get(worker.store)
         try:
-            hello, stats = self._restarter.run(worker.rank, worker.pid, self._serves[worker.store])
+            hello = self._restarter.run(worker.rank, worker.pid, serve)
+            stats = None if serve is None else self._restarter.open_store(worker.rank, serve)
         except MpifsError as error:
             self.lose(worker.store, str(error))
             return
@@ -226,7 +226,10 @@ class Crew(Roster):
         worker.host, worker.pid = hello.host, hello.pid
         worker.restarts += 1
         worker.answered_s = time.monotonic()
-        self._opened(worker.store, worker.rank, stats)
+        if stats is not None:
+            self._opened(worker.store, worker.rank, stats)
+        elif had_place:  # a check had not yet come to have it opened.
+            self._places[worker.store] = worker.rank
         self._set(worker, SERVING, f"again after {worker.answered_s - start:.1f} s")
 
     def lose(self, store: int, reason: str) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from mpifs.core.errors import MpifsError, SilentError
-from mpifs.core.limits import REQUEST_TIMEOUT_S
+from mpifs.core.limits import RECOVERY_S, REQUEST_TIMEOUT_S
 from mpifs.core.messages import (
     FolderReport,
     HelloReply,
@@ -94,7 +94,10 @@ class Questions:
                 replies[store] = decode_args(self._await(answer, progress), InspectReply)
             except MpifsError as error:
                 replies[store] = error
-        return replies
+        silent = [s for s, reply in replies.items() if isinstance(reply, SilentError)]
+        deadline = time.monotonic() + RECOVERY_S
+        again = [s for s in silent if self._crew.await_serving([s], deadline)]
+        return replies | (self.inspect(again, progress) if again else {})
 
     def rebuild(self, geometry: Superblock, entry: StoreEntry, progress: Progress) -> RebuildReply:
         """Has damaged files of a store made anew.  Raises MpifsError."""
@@ -119,10 +122,17 @@ class Questions:
             checksum=int(geometry.checksum),
             create=False,
         )
-        rank = self._crew.rank_of(entry.store)
-        reply = self._ask(rank, Kind.SERVE, encode_args(serve), progress)
-        self._crew.remember(serve)
-        return decode_args(reply, StoreStats)
+        deadline = time.monotonic() + RECOVERY_S
+        while True:
+            try:
+                rank = self._crew.rank_of(entry.store)
+                reply = self._ask(rank, Kind.SERVE, encode_args(serve), progress)
+            except SilentError:
+                if not self._crew.await_serving([entry.store], deadline):
+                    raise
+            else:
+                self._crew.remember(serve)
+                return decode_args(reply, StoreStats)
 
     def _start(self, rank: int, kind: Kind, args: bytes) -> Pending:
         return self._client.start(rank, kind, args=args, timeout_s=_LONG_S)

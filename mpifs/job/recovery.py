@@ -57,7 +57,7 @@ class Restarter:
         with self._lock:
             self._failures.pop(rank, None)
 
-    def run(self, rank: int, old_pid: int, serve: Serve) -> tuple[HelloReply, StoreStats]:
+    def run(self, rank: int, old_pid: int, serve: Serve | None) -> HelloReply:
         """A new process for `rank` that serves what `serve` says; tries again after failures.
 
         `old_pid` (0 = none) is the rank's former process, which is killed if it still lives.
@@ -83,7 +83,7 @@ class Restarter:
             self._failures[rank] = [*recent, now]
             return len(recent) + 1
 
-    def _try(self, rank: int, old_pid: int, serve: Serve) -> tuple[HelloReply, StoreStats]:
+    def _try(self, rank: int, old_pid: int, serve: Serve | None) -> HelloReply:
         if not self.can_restart:
             raise StartError("this MPI cannot start a new rank; unmount, and mount again")
         endpoint = self._client.endpoint
@@ -93,7 +93,9 @@ class Restarter:
         endpoint.replace(rank, program, self.hosts.get(rank, ""))
         answer = self._client.call(rank, Kind.HELLO, timeout_s=JOIN_TIMEOUT_S)
         hello = decode_args(bytes(answer.args), HelloReply)
-        return hello, self.open_store(rank, serve)
+        if serve is not None:
+            self.open_store(rank, serve)
+        return hello
 
     def open_store(self, rank: int, serve: Serve) -> StoreStats:
         """Has the rank serve a store.  Raises SilentError, UnusableStoreError, and RemoteError

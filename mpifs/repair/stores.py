@@ -1,7 +1,8 @@
 """The stores as verify and repair use them: many requests under way, and none waited for in vain.
 
 A store that misses a deadline, or whose process dies, is waited for if its worker may be replaced;
-else it is left out from then on and told of once (`silent`), and the run goes on without it.  Used by the one thread of a run.
+else it is left out from then on and told of once (`silent`), and the run goes on without it.
+Used by the one thread of a run.
 """
 
 from __future__ import annotations

@@ -328,16 +328,19 @@ def test_a_worker_that_dies_in_the_middle(one: Volume) -> None:
     assert fsck(one)[0] == 0
 
 
-def test_a_worker_dies_amid_a_check_of_a_mount(one: Volume) -> None:
-    """It is replaced, and the check goes on with it."""
+def test_a_worker_dies_amid_a_check(one: Volume) -> None:
+    """It is replaced, and the check goes on with it: of a mount, and of a volume at rest."""
     fill(one, "-w", "3")
-    state = one.mount()
-    with _start(one, place=str(one.mountpoint)) as process:
-        os.kill(state["workers"][1]["pid"], signal.SIGKILL)
-        _, words = process.communicate(timeout=60)
-    assert process.returncode == 0, words
-    mpifs("umount", str(one.mountpoint))
-    assert fsck(one)[0] == 0
+    for place in (str(one.mountpoint), one.folder.path):
+        before = one.state().get("job", "")
+        state = one.mount() if place == str(one.mountpoint) else None
+        with _start(one, "--json", place=place) as process:
+            state = state or await_true(lambda: _ready(one, before), one.log())  # noqa: B023
+            os.kill(state["workers"][1]["pid"], signal.SIGKILL)
+            words, _ = process.communicate(timeout=60)
+        assert process.returncode == 0, words
+        if place == str(one.mountpoint):
+            mpifs("umount", place)
 
 
 def test_umount_ends_a_check(one: Volume) -> None:
