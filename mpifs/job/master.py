@@ -25,7 +25,7 @@ from mpifs.core.types import StoreState, opened
 from mpifs.fuse import kernel_mounts
 from mpifs.fuse.mount import FuseMount
 from mpifs.index.index import Index
-from mpifs.job import files, processes, rank, report
+from mpifs.job import files, leftovers, processes, rank, report
 from mpifs.job import state as job_state
 from mpifs.job.assembly import build_vfs
 from mpifs.job.config import FSCK, JobConfig
@@ -181,6 +181,7 @@ class Master:
             {"workers": self._roster(), "lost": self._lost()},
             only_if=lambda state: state.get("job") == job,
         )
+        leftovers.remember_shared_memory(self.config.folder, {"job": job})
 
     def _await_unmount(self) -> None:
         assert self._mount is not None

@@ -7,6 +7,7 @@ process in any case; nothing runs after the rank has said how it ended.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import logging
 import os
@@ -17,6 +18,7 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
+from mpifs import faultpoint
 from mpifs.core.limits import FINALIZE_TIMEOUT_S
 from mpifs.job import config as job_config
 from mpifs.job import launch, processes
@@ -122,13 +124,17 @@ def remember_shared_memory(folder: VolumeFolder, job: str) -> None:
 
 def main() -> NoReturn:
     """Entry of a rank that mpifs's own mpiexec started, or rank 0 to replace one: then the words
-    are VOLUME --replace RANK SIZE PID, and the process PID is what it replaces."""
+    are VOLUME --replace RANK SIZE PID NOTE: the process PID is what it replaces, and into the file
+    NOTE it writes which process it is, if rank 0 is on this host."""
     gate = SignalGate()
     volume, words = sys.argv[1], sys.argv[2:]
     replaced = None
     if words:
-        rank, size, old_pid = map(int, words[1:])
+        rank, size, old_pid = map(int, words[1:4])
         replaced = (rank, size)
+        with contextlib.suppress(OSError), open(words[4], "r+", encoding="ascii") as note:
+            note.write("{0.pid} {0.start}".format(processes.this_process()))
+        faultpoint.reach("rank.replace")
         _end_predecessor(old_pid)
     run_rank(
         volume,

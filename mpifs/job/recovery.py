@@ -12,8 +12,10 @@ the store.  Where MPI cannot start ranks (MPICH) a dead worker is lost at once.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
+import tempfile
 import threading
 import time
 
@@ -26,6 +28,7 @@ from mpifs.core.limits import (
     START_TIMEOUT_S,
 )
 from mpifs.core.messages import HelloReply, Kind, Serve, StoreStats, decode_args, encode_args
+from mpifs.job import processes
 from mpifs.transport.client import Client
 
 log = logging.getLogger(__name__)
@@ -89,8 +92,9 @@ class Restarter:
         endpoint = self._client.endpoint
         size = max(endpoint.size, rank + 1)
         program = [sys.executable, "-m", RANK_MODULE, self._volume]
-        program += ["--replace", str(rank), str(size), str(old_pid)]
-        endpoint.replace(rank, program, self.hosts.get(rank, ""))
+        with tempfile.NamedTemporaryFile(prefix="mpifs-rank-") as note:
+            program += ["--replace", str(rank), str(size), str(old_pid), note.name]
+            endpoint.replace(rank, program, self.hosts.get(rank, ""), _Doom(note.name))
         answer = self._client.call(rank, Kind.HELLO, timeout_s=JOIN_TIMEOUT_S)
         hello = decode_args(bytes(answer.args), HelloReply)
         if serve is not None:
@@ -109,3 +113,22 @@ class Restarter:
                 raise
             raise UnusableStoreError(str(error)) from None
         return decode_args(bytes(answer.args), StoreStats)
+
+
+class _Doom:
+    """Whether a rank that is starting here has died: it writes its process into a file first thing.
+    Of a rank on another host nothing is known; a time limit ends the wait for it."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._process: processes.Process | None = None
+
+    def __call__(self) -> bool:
+        if self._process is None:
+            with (
+                contextlib.suppress(OSError, ValueError),
+                open(self._path, encoding="ascii") as note,
+            ):
+                pid, start = map(int, note.read().split())
+                self._process = processes.Process(pid, start)
+        return self._process is not None and not self._process.is_alive

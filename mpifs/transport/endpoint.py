@@ -10,7 +10,7 @@ is a hint: it may come late or, for a hung process or a cut line, never.  Deadli
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from mpifs.core.checksum import Buffer
@@ -163,9 +163,12 @@ class Endpoint(Protocol):
         """Whether `replace` works with this library, and so whether this job outlives a rank."""
         ...
 
-    def replace(self, rank: int, program: Sequence[str], host: str) -> None:
+    def replace(
+        self, rank: int, program: Sequence[str], host: str, is_doomed: Callable[[], bool]
+    ) -> None:
         """Starts a new process for `rank` (or for a new rank, `rank` == size), on `host` if that
-        is not "".  It can talk to rank 0 alone.  Blocks for one to three seconds.
+        is not "".  It can talk to rank 0 alone.  Blocks for one to three seconds, until the new
+        process is there or `is_doomed`, called from time to time, says that it died starting.
 
         Raises StartError.  Requires: this is rank 0; one thread at a time per rank.
         """

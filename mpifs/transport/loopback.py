@@ -194,7 +194,9 @@ class LoopbackEndpoint:
         """See endpoint.Endpoint."""
         return self._world.start is not None
 
-    def replace(self, rank: int, program: Sequence[str], host: str) -> None:
+    def replace(
+        self, rank: int, program: Sequence[str], host: str, is_doomed: Callable[[], bool]
+    ) -> None:
         """See endpoint.Endpoint."""
         world = self._world
         if world.start is None or rank >= self.size:

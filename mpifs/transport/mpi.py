@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mpifs.core.checksum import Buffer
@@ -325,11 +325,13 @@ class MpiEndpoint:
         text: str = self._mpi.Get_library_version()
         return text.startswith("Open MPI v5")
 
-    def replace(self, rank: int, program: Sequence[str], host: str) -> None:
+    def replace(
+        self, rank: int, program: Sequence[str], host: str, is_doomed: Callable[[], bool]
+    ) -> None:
         """See endpoint.Endpoint."""
         life = max(self._lives, default=0) + 1
         self._lives.append(life)
-        link = self._spawner.spawn(program, host, life, self._bells.server.address)
+        link = self._spawner.spawn(program, host, life, self._bells.server.address, is_doomed)
         if rank == len(self._links):
             self._links.append(link)
         else:

@@ -17,7 +17,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from mpifs.core.errors import StartError
@@ -35,6 +35,7 @@ _TAG_PEER = 3
 """Of that message between rank 0 and a replacement."""
 
 _NOBODY = b""
+_LOOK_S = 0.05  # how soon it is seen that a new rank died while it started.
 
 
 class Link:
@@ -131,12 +132,20 @@ class Spawner:
         self._mpi = mpi
         self._lock = threading.Lock()
 
-    def spawn(self, program: Sequence[str], host: str, life: int, bell: bytes) -> Link:
+    def spawn(
+        self,
+        program: Sequence[str],
+        host: str,
+        life: int,
+        bell: bytes,
+        is_doomed: Callable[[], bool],
+    ) -> Link:
         """Starts `program` on `host` ("" = here) and meets it.
 
         Raises StartError: the library refuses, or the new process is not there by
-        JOIN_TIMEOUT_S.  The thread that waits in the library is then left behind; should the
-        process come after all, it is told nothing and ends by itself.
+        JOIN_TIMEOUT_S or, as `is_doomed` says, never will be.  The thread that waits in the
+        library is then left behind; should the process come after all, it is told nothing and
+        ends by itself.
         """
         found: list[Link | StartError] = []
         is_over = threading.Event()
@@ -150,9 +159,13 @@ class Spawner:
             is_over.set()
 
         threading.Thread(target=work, name="spawn", daemon=True).start()
-        if not is_over.wait(JOIN_TIMEOUT_S):
-            given_up.set()
-            raise StartError(f"a new rank did not start within {JOIN_TIMEOUT_S:g} s")
+        deadline = time.monotonic() + JOIN_TIMEOUT_S
+        while not is_over.wait(_LOOK_S):
+            is_late = time.monotonic() > deadline
+            if is_late or is_doomed():
+                given_up.set()
+                how = f"did not start within {JOIN_TIMEOUT_S:g} s" if is_late else "died starting"
+                raise StartError(f"a new rank {how}")
         if isinstance(found[0], StartError):
             raise found[0]
         return found[0]

@@ -1,0 +1,230 @@
+"""Workers that die or hang under a real mount: programs see a pause, never an error."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mpifs.core.limits import WORKER_HUNG_S
+from tests.job.lifecycle import Volume, mpifs, volume
+
+CHUNK = 64 * 1024
+SMALL = ("--chunk-size", "64KiB", "-o", "cache=8MiB")
+
+
+@pytest.fixture
+def one() -> Iterator[Volume]:
+    with volume() as made:
+        yield made
+        if made.mountpoint.is_mount():
+            assert mpifs("umount", str(made.mountpoint)).returncode == 0, made.log()
+
+
+def workers(one: Volume) -> list[dict[str, Any]]:
+    result = mpifs("status", str(one.mountpoint), "--json")
+    assert result.returncode == 0, result.stderr + one.log()
+    rows: list[dict[str, Any]] = json.loads(result.stdout)["workers"]
+    return rows
+
+
+def await_serving(one: Volume, old: set[int], timeout_s: float = 20.0) -> None:
+    """Until all workers serve, and none by a process of `old`."""
+    deadline = time.monotonic() + timeout_s
+    rows = workers(one)
+    while not all(r["state"] == "serving" for r in rows) or old & {r["pid"] for r in rows}:
+        assert time.monotonic() < deadline, f"{rows}\n{one.log()}"
+        time.sleep(0.1)
+        rows = workers(one)
+
+
+def kill(one: Volume, *numbers: int, with_: signal.Signals = signal.SIGKILL) -> set[int]:
+    """Signals workers; their pids."""
+    pids = {row["pid"] for row in workers(one) if row["id"] in numbers}
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):  # it is dead already, and being replaced.
+            os.kill(pid, with_)
+    return pids
+
+
+def cold(path: Path) -> bytes:
+    """A file's bytes, not from the kernel's cache."""
+    with open(path, "rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        return file.read()
+
+
+def make_tree(place: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    place.mkdir()
+    for number in range(300):
+        folder = place / f"d{number % 7}"
+        folder.mkdir(exist_ok=True)
+        size = chance.choice([0, 100, 5000, CHUNK, 3 * CHUNK + 7, 20 * CHUNK])
+        (folder / f"f{number}").write_bytes(chance.randbytes(size))
+
+
+def same(one: Path, other: Path) -> bool:
+    return subprocess.run(["diff", "-r", one, other], check=False).returncode == 0
+
+
+def test_ten_kills_in_a_row_amid_a_copy(one: Volume, tmp_path: Path) -> None:
+    """Then two at once, all at once, and amid reads; one replica, no error, nothing lost."""
+    seed = random.randrange(2**31)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    make_tree(tmp_path / "tree", seed)
+    one.mount("-w", "3", *SMALL)
+    copies = 0
+    with subprocess.Popen(["true"]) as copying:
+        copying.wait()
+        for _ in range(10):
+            if copying.poll() is not None:
+                assert copying.returncode == 0
+                copies += 1
+                copying = subprocess.Popen(
+                    ["cp", "-a", str(tmp_path / "tree"), str(one.mountpoint / f"t{copies}")]
+                )
+            kill(one, chance.randrange(1, 4))
+            time.sleep(chance.uniform(0.2, 1.0))
+        assert copying.wait(90) == 0
+    old = kill(one, 1, 2)
+    for number in range(1, copies + 1):
+        assert same(tmp_path / "tree", one.mountpoint / f"t{number}")
+    await_serving(one, old)
+    old = kill(one, 1, 2, 3)
+    assert same(tmp_path / "tree", one.mountpoint / "t1")
+    await_serving(one, old)
+    assert json.loads(mpifs("fsck", str(one.mountpoint), "--json").stdout)["clean"]
+    assert mpifs("umount", str(one.mountpoint)).returncode == 0, one.log()
+    assert mpifs("fsck", one.folder.path).returncode == 0
+
+
+def test_kills_amid_fsyncs_with_two_replicas(one: Volume) -> None:
+    """One worker is left each time; what was synced is right afterwards, and it is all clean."""
+    one.mount("-w", "2", "--replicas", "2", *SMALL)
+    written: dict[Path, bytes] = {}
+    errors: list[OSError] = []
+    is_over = threading.Event()
+
+    def write() -> None:
+        number = 0
+        while not is_over.is_set():
+            number += 1
+            path, data = one.mountpoint / f"f{number % 40}", os.urandom(CHUNK + number % 9)
+            try:
+                with open(path, "wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError as error:
+                errors.append(error)
+            written[path] = data
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        for turn in range(2):
+            await_serving(one, kill(one, 1 + turn % 2))
+    finally:
+        is_over.set()
+        thread.join(60)
+    assert errors == []
+    assert all(cold(path) == data for path, data in written.items())
+    mpifs("umount", str(one.mountpoint))
+    assert mpifs("fsck", one.folder.path, "--repair").returncode in (0, 1)
+    assert mpifs("fsck", one.folder.path).returncode == 0
+
+
+def test_a_hung_worker_counts_as_dead(one: Volume) -> None:
+    one.mount("-w", "2", *SMALL)
+    data = os.urandom(40 * CHUNK)
+    (one.mountpoint / "file").write_bytes(data)
+    old = kill(one, 2, with_=signal.SIGSTOP)
+    try:
+        start = time.monotonic()
+        assert cold(one.mountpoint / "file") == data
+        assert time.monotonic() - start < WORKER_HUNG_S + 8
+        await_serving(one, old)
+    finally:
+        for pid in old:  # it was killed; if not, it wakes up now.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+    (one.mountpoint / "file2").write_bytes(data)
+    assert cold(one.mountpoint / "file") == data
+    assert mpifs("umount", str(one.mountpoint)).returncode == 0, one.log()
+    assert mpifs("fsck", one.folder.path).returncode == 0
+
+
+def test_a_worker_that_cannot_start_is_given_up_until_the_next_mount(
+    one: Volume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each replacement dies while it starts: EIO for the worker's chunks, the rest goes on."""
+    monkeypatch.setenv("MPIFS_FAULT", "rank.replace:1")
+    one.mount("-w", "2", *SMALL)
+    data = os.urandom(4 * CHUNK)
+    (one.mountpoint / "file").write_bytes(data)
+    layout = json.loads(mpifs("layout", str(one.mountpoint / "file"), "--json").stdout)[0]
+    kill(one, 2)
+    for chunk in layout["chunks"]:
+        start = chunk["index"] * CHUNK
+        with open(one.mountpoint / "file", "rb", buffering=0) as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            if chunk["workers"] == [2]:
+                with pytest.raises(OSError) as caught:
+                    os.pread(file.fileno(), 10, start)
+                assert caught.value.errno == errno.EIO
+            else:
+                assert os.pread(file.fileno(), 10, start) == data[start : start + 10]
+    assert [row["state"] for row in workers(one)] == ["serving", "lost"]
+    assert "given up after 3 failed restarts" in mpifs("status", str(one.mountpoint)).stdout
+    (one.mountpoint / "later").write_bytes(data)
+    assert cold(one.mountpoint / "later") == data
+    assert mpifs("umount", str(one.mountpoint)).returncode == 0, one.log()
+    monkeypatch.delenv("MPIFS_FAULT")
+    one.mount()
+    assert (one.mountpoint / "file").read_bytes() == data
+    assert (one.mountpoint / "later").read_bytes() == data
+
+
+def test_a_replacement_dies_while_starting(
+    one: Volume, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The second one lives."""
+    monkeypatch.setenv("MPIFS_FAULT", "rank.replace:1")
+    monkeypatch.setenv("MPIFS_FAULT_ONCE", str(tmp_path / "struck"))
+    one.mount("-w", "2", *SMALL)
+    data = os.urandom(8 * CHUNK)
+    (one.mountpoint / "file").write_bytes(data)
+    old = kill(one, 1)
+    assert cold(one.mountpoint / "file") == data
+    await_serving(one, old)
+    assert (tmp_path / "struck").exists()
+
+
+@pytest.mark.parametrize("when", [0.0, 0.3])
+def test_a_kill_amid_umount(one: Volume, when: float) -> None:
+    one.mount("-w", "2", *SMALL)
+    data = os.urandom(400 * CHUNK)
+    (one.mountpoint / "f").write_bytes(data)
+    pid = workers(one)[0]["pid"]
+    with subprocess.Popen(["umount", str(one.mountpoint)]) as ending:
+        time.sleep(when)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        assert ending.wait(30) == 0
+    one.await_gone(one.state(), 40)
+    one.mount()
+    assert (one.mountpoint / "f").read_bytes() == data
+    assert mpifs("fsck", str(one.mountpoint)).returncode == 0
