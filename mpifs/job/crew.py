@@ -37,12 +37,16 @@ log = logging.getLogger(__name__)
 
 
 class Crew(Roster):
-    """All workers of a job, looked after; without a `restarter` the dead stay dead."""
+    """All workers of a job, looked after; without a `restarter` the dead stay dead.
 
-    def __init__(self, client: Client, ranks: int, restarter: Restarter | None = None) -> None:
+    Ranks above `count` are keepers: they serve nothing and are only kept alive (hosts.keepers).
+    """
+
+    def __init__(self, client: Client, count: int, restarter: Restarter | None = None) -> None:
         super().__init__()
         self._client = client
-        self._ranks = range(1, ranks)
+        self._ranks = range(1, 1 + count)
+        self._keepers = [Worker(r, 0, "", 0) for r in range(1 + count, client.endpoint.size)]
         self._restarter = restarter
         self._serves: dict[int, Serve] = {}
         self._pings: dict[int, Pending] = {}
@@ -184,7 +188,8 @@ class Crew(Roster):
         return True
 
     def _pinged(self) -> list[Worker]:
-        return [w for w in self.workers if w.rank and w.state in (SERVING, SILENT)]
+        everyone = [*self.workers, *self._keepers]
+        return [worker for worker in everyone if worker.rank and worker.state in (SERVING, SILENT)]
 
     def _note_silence(self, worker: Worker) -> None:
         if worker.state == SERVING and time.monotonic() - worker.answered_s > WORKER_SILENT_S:
@@ -205,7 +210,7 @@ class Crew(Roster):
         had_place = self._places.pop(worker.store, None) is not None  # back once it has its store.
         self._client.endpoint.cut(worker.rank)
         if self._restarter is None or not self._restarter.can_restart:
-            self.lose(worker.store, f"{why}; it cannot be started again here: mount again")
+            self._give_up(worker, f"{why}; it cannot be started again here: mount again")
             return
         self._set(worker, DEAD, why)
         work = threading.Thread(target=self._bring_back, args=(worker, had_place), daemon=True)
@@ -219,7 +224,7 @@ class Crew(Roster):
             hello = self._restarter.run(worker.rank, worker.pid, serve)
             stats = None if serve is None else self._restarter.open_store(worker.rank, serve)
         except MpifsError as error:
-            self.lose(worker.store, str(error))
+            self._give_up(worker, str(error))
             return
         if self._quit.is_set():
             return
@@ -234,8 +239,10 @@ class Crew(Roster):
 
     def lose(self, store: int, reason: str) -> None:
         """Gives a store up for this job; any thread."""
-        worker = self.worker_of(store)
-        self._places.pop(store, None)
+        self._give_up(self.worker_of(store), reason)
+
+    def _give_up(self, worker: Worker, reason: str) -> None:
+        self._places.pop(worker.store, None)
         self._set(worker, LOST, reason)
 
     def revive(self, entry: StoreEntry) -> None:

@@ -24,7 +24,7 @@ from mpifs.job.control import ControlServer
 from mpifs.job.fsck_crew import FsckCrew
 from mpifs.job.fsck_rest import RestChecks
 from mpifs.job.fsck_service import ChecksTurn, FsckService
-from mpifs.job.recovery import Restarter
+from mpifs.job.recovery import restarter_of
 from mpifs.transport.client import Client
 from mpifs.transport.endpoint import Endpoint
 
@@ -37,10 +37,7 @@ class FsckMaster:
     def __init__(self, config: JobConfig, endpoint: Endpoint) -> None:
         self.config = config
         self.client = Client(endpoint)
-        hosts = dict(enumerate(config.hosts, 1))
-        self.crew = FsckCrew(
-            self.client, endpoint.size, Restarter(self.client, config.volume, hosts)
-        )
+        self.crew = FsckCrew(self.client, config.workers, restarter_of(config, self.client))
         self._stop = threading.Event()
         self._undo = contextlib.ExitStack()
 

@@ -75,3 +75,12 @@ def spread(hosts: list[str], workers: int) -> list[str]:
             f"give -w {len(hosts)} or fewer hosts",
         )
     return [hosts[number % len(hosts)] for number in range(workers)]
+
+
+def keepers(hosts: list[str]) -> list[str]:
+    """Hosts that get one more rank, which serves nothing: those with one worker alone.
+
+    Open MPI starts no new rank on another host where none of the job's is left (ompi#13427), so
+    without it the only worker of a host could not be replaced.
+    """
+    return [host for host in dict.fromkeys(hosts) if hosts.count(host) == 1]

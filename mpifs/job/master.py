@@ -35,7 +35,7 @@ from mpifs.job.fsck_live import LiveChecks
 from mpifs.job.fsck_master import FsckMaster
 from mpifs.job.fsck_service import ChecksTurn, FsckService
 from mpifs.job.options import JobOptions, parse_options
-from mpifs.job.recovery import Restarter
+from mpifs.job.recovery import restarter_of
 from mpifs.job.roster import LOST
 from mpifs.job.scrub_service import ScrubService
 from mpifs.job.signals import SignalGate
@@ -58,8 +58,7 @@ class Master:
         self.config = config
         self.options: JobOptions = parse_options(config.options, config.volume)
         self.client = Client(endpoint)
-        hosts = dict(enumerate(config.hosts, 1))
-        self.crew = Crew(self.client, endpoint.size, Restarter(self.client, config.volume, hosts))
+        self.crew = Crew(self.client, config.workers, restarter_of(config, self.client))
         self._stop = threading.Event()
         self._undo = contextlib.ExitStack()
         self._mount: FuseMount | None = None
@@ -221,12 +220,12 @@ def serve(config_of: Callable[[int], JobConfig], endpoint: Endpoint, gate: Signa
     try:
         config = config_of(endpoint.size - 1)
         rank.remember_shared_memory(config.folder, config.job)
-        if config.workers != endpoint.size - 1:
+        if config.workers > endpoint.size - 1:
             raise PosixError(errno.EINVAL, f"started with {endpoint.size - 1} workers")
         is_fsck = config.task == FSCK
         master = FsckMaster(config, endpoint) if is_fsck else Master(config, endpoint)
     except BaseException:
-        Crew(client, endpoint.size).dismiss()
+        Crew(client, endpoint.size - 1).dismiss()
         raise
     gate.arm(master.ask_to_stop)
     try:

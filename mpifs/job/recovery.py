@@ -29,6 +29,8 @@ from mpifs.core.limits import (
 )
 from mpifs.core.messages import HelloReply, Kind, Serve, StoreStats, decode_args, encode_args
 from mpifs.job import processes
+from mpifs.job.config import JobConfig
+from mpifs.job.hosts import keepers
 from mpifs.transport.client import Client
 
 log = logging.getLogger(__name__)
@@ -132,3 +134,9 @@ class _Doom:
                 pid, start = map(int, note.read().split())
                 self._process = processes.Process(pid, start)
         return self._process is not None and not self._process.is_alive
+
+
+def restarter_of(config: JobConfig, client: Client) -> Restarter:
+    """For the ranks of a job: its workers, and then one keeper on each host with one worker."""
+    every = [*config.hosts, *keepers(config.hosts)]
+    return Restarter(client, config.volume, dict(enumerate(every, 1)))

@@ -29,6 +29,7 @@ class Worker:
     rank: int
     """0: no rank of this job serves the store."""
     store: int
+    """0: a rank that serves none."""
     host: str
     pid: int
     state: str = SERVING
@@ -128,6 +129,7 @@ class Roster:
                 return
             worker.state, worker.reason = state, why if state != SERVING else ""
             self._changed.notify_all()
-        log.warning("worker %d on %s is %s %s", worker.store, worker.host, state, why)
+        name = f"worker {worker.store} on {worker.host}" if worker.store else f"rank {worker.rank}"
+        log.warning("%s is %s %s", name, state, why)
         if not self._quit.is_set():
             self.on_change(worker)

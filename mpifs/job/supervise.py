@@ -20,7 +20,7 @@ import time
 from mpifs.core.errors import MpifsError
 from mpifs.core.limits import FINALIZE_TIMEOUT_S, REQUEST_TIMEOUT_S, STOP_TIMEOUT_S
 from mpifs.job import config as job_config
-from mpifs.job import leftovers, mpi_launcher, processes
+from mpifs.job import hosts, leftovers, mpi_launcher, processes
 from mpifs.job import state as job_state
 from mpifs.job.config import JobConfig
 from mpifs.job.folder import VolumeFolder
@@ -75,7 +75,7 @@ class Supervisor:
         export = [processes.JOB_VARIABLE]
         export += [name for name in ("MPI4PY_LIBMPI", "PYTHONPATH") if name in environment]
         command = launcher.command(
-            rank, self.config.workers + 1, self._hosts_file(), self.config.launch_agent, export
+            rank, self._ranks(launcher), self._hosts_file(), self.config.launch_agent, export
         )
         job_state.log_line(self.folder, "starting: " + " ".join(command))
         with open(self.folder.log, "ab") as log:
@@ -92,12 +92,18 @@ class Supervisor:
         found = processes.Process(pid, processes.start_of(pid))
         job_state.update(self.folder, {"launcher": list(found), "mpi": launcher.kind})
 
+    def _ranks(self, launcher: mpi_launcher.MpiLauncher) -> int:
+        """Rank 0, the workers, and on hosts with one worker a keeper."""
+        more = len(hosts.keepers(self.config.hosts)) if launcher.has_ulfm else 0
+        return 1 + self.config.workers + more
+
     def _hosts_file(self) -> str:
         """Writes the hosts of all ranks, one a line, rank 0 on this host; "" when all are here."""
         if not self.config.hosts:
             return ""
         path = os.path.join(self.config.scratch, "hosts")
-        lines = [os.uname().nodename, *self.config.hosts]
+        workers = self.config.hosts
+        lines = [os.uname().nodename, *workers, *hosts.keepers(workers)]
         with open(path, "w", encoding="utf-8") as file:
             file.write("".join(f"{line}\n" for line in lines))
         return path

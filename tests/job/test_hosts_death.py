@@ -1,0 +1,26 @@
+"""A worker on another host dies, and is replaced there."""
+
+from __future__ import annotations
+
+import os
+
+from tests.job.lifecycle import mpifs, volume
+from tests.job.test_hosts import AGENT, hosts  # noqa: F401 - a fixture.
+from tests.job.test_worker_death import await_serving, cold, kill, workers
+
+
+def test_a_worker_on_another_host_is_replaced_there(hosts: list[str]) -> None:  # noqa: F811
+    """Twice: each host has one worker and its keeper."""
+    content = os.urandom(3_000_003)
+    with volume() as vol:
+        words = ["--host", ",".join(hosts), "--launch-agent", str(AGENT)]
+        vol.mount(*words, "--chunk-size", "64KiB")
+        file = vol.mountpoint / "file"
+        file.write_bytes(content)
+        before = workers(vol)
+        for _ in range(2):
+            old = kill(vol, 2)
+            await_serving(vol, old)
+            assert cold(file) == content, vol.log()
+        assert [row["host"] for row in workers(vol)] == [row["host"] for row in before]
+        assert mpifs("umount", str(vol.mountpoint)).returncode == 0, vol.log()
