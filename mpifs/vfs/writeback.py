@@ -288,8 +288,9 @@ class WriteBack:
                 return
             buffer.is_done = True
             if error is not None:
-                data.error = error
-                lost = not buffer.is_cancelled
+                lost = not buffer.is_cancelled  # what is void already is no loss, and no error
+                if lost:
+                    data.error = error
                 buffer.is_cancelled = True
                 self._index.add_garbage(item.key, item.stores)
             while data.in_flight and data.in_flight[0].is_done:

@@ -11,7 +11,9 @@ from pathlib import Path
 import lmdb
 import pytest
 
+from mpifs.core.errors import PeerDeadError
 from mpifs.core.types import Caller
+from mpifs.data.scatter import Outgoing
 from mpifs.job.assembly import VfsOptions
 from mpifs.vfs.facade import Vfs
 from tests.vfs.loopback import LoopbackVolume
@@ -239,3 +241,24 @@ def test_a_hole_punched_into_unwritten_data_keeps_the_size(volume: LoopbackVolum
     volume.crash()
     vfs = volume.open()
     assert get(vfs, b"/holed") == bytes(CHUNK - 7)
+
+
+def test_what_was_truncated_away_is_no_error_when_its_worker_dies(
+    volume: LoopbackVolume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chunk on its way that has become void needs no store any more."""
+    vfs = volume.open()
+    held: list[list[Outgoing]] = []
+    submit = vfs.writeback._scatter.submit_many
+    fh = vfs.create(b"/file", 0o644, os.O_WRONLY, ME).fh
+    with monkeypatch.context() as patch:
+        patch.setattr(vfs.writeback._scatter, "submit_many", held.append)
+        vfs.write(fh, memoryview(bytes(2 * CHUNK)), 0)
+    vfs.truncate(b"/file", 0, fh)
+    for item in (item for items in held for item in items):
+        item.done(item, PeerDeadError(1, "its process has died"))
+    vfs.fsync(fh)
+    vfs.flush(fh)
+    vfs.release(fh)
+    assert vfs.getattr(b"/file").size == 0
+    assert submit == vfs.writeback._scatter.submit_many
