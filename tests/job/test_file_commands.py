@@ -86,6 +86,11 @@ def one_line(done: subprocess.CompletedProcess[bytes], code: int, words: bytes) 
     assert b"Traceback" not in done.stderr
 
 
+def said(errors: bytes) -> list[bytes]:
+    """Lines of a command's standard error but those of progress, which a slow run prints."""
+    return [line for line in errors.splitlines() if not line.endswith(b"B/s")]
+
+
 def test_tree_goes_in_and_comes_out_the_same(served: Volume, tmp_path: Path) -> None:
     top = plant(tmp_path)
     done = json.loads(served.mpifs("put", top, f"{served.store}:/", "--json").stdout)
@@ -93,7 +98,7 @@ def test_tree_goes_in_and_comes_out_the_same(served: Volume, tmp_path: Path) -> 
     assert (done["files"], done["folders"]) == (7, 2)
     (tmp_path / "out").mkdir()
     quiet = served.mpifs("get", f"{served.store}:tree", tmp_path / "out")
-    assert (quiet.stdout, quiet.stderr) == (b"", b"")
+    assert (quiet.stdout, said(quiet.stderr)) == (b"", [])
     assert shape(tmp_path / "out" / "tree") == shape(top)
     out = tmp_path / "out" / "tree"
     assert os.getxattr(out / "big", "user.note") == b"\0\xff"
@@ -243,7 +248,7 @@ def test_two_commands_on_one_volume_take_turns(rest: Volume) -> None:
         process.stdin = None
     for process in both:
         _, errors = process.communicate(timeout=90)
-        assert (process.returncode, errors) == (0, b"")
+        assert (process.returncode, said(errors)) == (0, [])
     assert rest.mpifs("ls", f"{rest.store}:/").stdout == b"a\nb\n"
 
 
@@ -281,5 +286,5 @@ def test_reader_that_has_enough(served: Volume) -> None:
         assert process.stderr is not None
         process.stdout.read(10)
         process.stdout.close()
-        assert process.stderr.read() == b""
+        assert said(process.stderr.read()) == []
         assert process.wait(60) == 1
