@@ -63,6 +63,15 @@ class SilentError(MpifsError):
         self.rank = rank
 
 
+class StoreGoneError(SilentError):
+    """A worker says that its store's files were deleted, emptied or exchanged under it: it answers
+    so to everything from now on, and nothing that it has not acknowledged is stored."""
+
+
+STORE_GONE_STATUS = errno.ESTALE
+"""Status of a worker's reply that means StoreGoneError; no other refusal of a worker has it."""
+
+
 class PeerDeadError(SilentError):
     """A rank's process is known to be dead: no answer will come from it in this world."""
 

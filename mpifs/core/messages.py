@@ -53,6 +53,8 @@ class Kind(IntEnum):
     REBUILD = 8
     """Control: Rebuild → RebuildReply: makes damaged files of a store that is not served anew from
     what can still be read.  Answered when it is done; PING goes on meanwhile."""
+    RETIRE = 9
+    """Control: Retire → empty: the store is closed and its files are removed; nothing needs it."""
     PUT = 32
     """`items` chunk images in the body → empty, once durable."""
     GET = 33
@@ -65,6 +67,8 @@ class Kind(IntEnum):
     """VerifyKeys → VerifyReply, and chunk reports in the body, in key order (chunk_report.py)."""
     MEND = 37
     """Mend → MendReply: rewrites images whose payload is good, where it is; no payload travels."""
+    COPY = 38
+    """Copy → CopyReply: fetches chunks from another rank, checks them, stores them durably."""
 
 
 def tag_of(kind: Kind) -> int:
@@ -282,6 +286,44 @@ class MendReply(msgspec.Struct, frozen=True):
     """Per item: whether it is whole now; false: the payload was not there."""
 
     mended: list[bool]
+
+
+class CopyItem(msgspec.Struct, frozen=True, array_like=True):
+    """One chunk as the index knows it (encoded key)."""
+
+    key: bytes
+    length: int
+    checksum: bytes
+
+
+class Copy(msgspec.Struct, frozen=True):
+    """Chunks that the asked rank is to fetch from the rank `source` with GET, to compare with
+    these checksums, and to store durably in place of whatever it has under their keys."""
+
+    source: int
+    items: list[CopyItem]
+
+
+class CopyFailure(msgspec.Struct, frozen=True, array_like=True):
+    """An item that was not stored: its place in the request, an errno, a sentence."""
+
+    item: int
+    code: int
+    detail: str
+
+
+class CopyReply(msgspec.Struct, frozen=True):
+    """The items that were not stored; all others are durable."""
+
+    failures: list[CopyFailure]
+
+
+class Retire(msgspec.Struct, frozen=True):
+    """Which store is to be removed from its disk, for ever."""
+
+    store: int
+    volume_uuid: bytes
+    store_uuid: bytes
 
 
 _Args = TypeVar("_Args")

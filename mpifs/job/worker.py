@@ -7,6 +7,7 @@ from mpifs.core.image import IMAGE_HEADER_BYTES
 from mpifs.core.limits import FINALIZE_TIMEOUT_S, MIB
 from mpifs.job.signals import SignalGate
 from mpifs.store.service import StoreService
+from mpifs.transport.client import Client
 from mpifs.transport.endpoint import Endpoint
 from mpifs.transport.server import Server
 
@@ -20,7 +21,7 @@ def serve(volume: str, endpoint: Endpoint, gate: SignalGate) -> int:
     """
     gate.arm(lambda: None)
     pool = BufferPool(IMAGE_HEADER_BYTES, _KEPT_BYTES)
-    service = StoreService(volume, endpoint.host(endpoint.rank))
+    service = StoreService(volume, endpoint.host(endpoint.rank), peers=Client(endpoint))
     server = Server(endpoint, service.handle, pool.take, pool.give)
     try:
         server.run(service.should_stop, service.idle)

@@ -7,6 +7,7 @@ one is a store that was never finished, or none.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -102,6 +103,24 @@ def remove_folder(folder: str) -> None:
         return
     except OSError as error:
         raise _failure(error, folder) from error
+
+
+def retire_folder(folder: str) -> None:
+    """Removes a store for ever: first its superblock, so that what a crash leaves is no store."""
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(folder, SUPERBLOCK_NAME))
+        _sync_folder(folder)
+        for name in ("small", "large", "copy"):
+            remove_folder(os.path.join(folder, name))
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(folder, LOCK_NAME))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _failure(error, folder) from error
+    with contextlib.suppress(OSError):  # a mount point, or a link to another disk
+        os.rmdir(folder)
 
 
 def make_folder(folder: str) -> None:

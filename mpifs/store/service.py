@@ -3,9 +3,8 @@
     waiting ──SERVE──▶ serving ──STOP, or rank 0 silent──▶ stopping ──queue empty, closed──▶ stopped
 
 `handle`, `idle` and `should_stop` are called by the service loop's thread.  PUT, DELETE and MEND
-are answered from the writer's thread, once durable; VERIFY, INSPECT and REBUILD from that of
-`Checkup`; everything else at once.  A GET is sent straight from LMDB's pages: its read transaction
-lives until `on_sent`.
+are answered from the writer's thread, once durable; VERIFY, INSPECT, REBUILD and RETIRE from that
+of `Checkup`, COPY from that of `Fetcher`; everything else at once.
 
 No bytes of a request can make `handle` raise: every failure is an answer with an errno and a
 sentence.  Payloads are verified on arrival, so damage on the way is EBADMSG and never stored.
@@ -23,6 +22,7 @@ from functools import partial
 
 from mpifs.core.checksum import ChecksumFunction, function_of
 from mpifs.core.errors import (
+    STORE_GONE_STATUS,
     DamageError,
     FormatError,
     InUseError,
@@ -30,7 +30,7 @@ from mpifs.core.errors import (
     PosixError,
     ProtocolError,
 )
-from mpifs.core.image import IMAGE_HEADER_BYTES, KEY_BYTES, decode_key, decode_keys, split_batch
+from mpifs.core.image import IMAGE_HEADER_BYTES, KEY_BYTES, decode_keys, split_batch
 from mpifs.core.layout import is_chunk_size
 from mpifs.core.limits import (
     BATCH_COUNT_MAX,
@@ -39,29 +39,32 @@ from mpifs.core.limits import (
     HEARTBEAT_S,
     INDEX_COPY_PIECE_BYTES,
     LEASE_CLOSE_S,
-    LEASES_MAX,
-    LIST_COUNT_MAX,
     MASTER_SILENCE_S,
+    STORE_LOOK_S,
     STORES_MAX,
 )
 from mpifs.core.messages import (
     HelloReply,
     Kind,
-    ListKeys,
     Mend,
     MendReply,
+    Retire,
     Serve,
     decode_args,
     encode_args,
 )
 from mpifs.core.types import ChecksumKind
 from mpifs.store.checkup import Checkup
-from mpifs.store.chunks import Change, ChunkStore, Image, Lease
-from mpifs.store.folder import find_stores, store_folder
+from mpifs.store.chunks import Change, ChunkStore, Image
+from mpifs.store.fetcher import Fetcher, Served
+from mpifs.store.folder import find_stores, retire_folder, store_folder
 from mpifs.store.mend import Mender
+from mpifs.store.reads import Reads
 from mpifs.store.survey import survey
 from mpifs.store.value import COPY_INODE, stored_bytes
+from mpifs.store.watch import StoreWatch
 from mpifs.store.writer import Job, Writer
+from mpifs.transport.client import Client
 from mpifs.transport.server import Request
 
 _log = logging.getLogger(__name__)
@@ -72,11 +75,17 @@ FREE_AGE_S = 0.05  # asking the disk and LMDB takes 15 µs, more than a small GE
 class StoreService:
     """Serves one store of the volume at `volume_folder`, which SERVE names.
 
-    `host` is this rank's host name for HELLO; `clock` counts seconds.
+    `host` is this rank's host name for HELLO; `clock` counts seconds; `peers` asks other ranks, for
+    COPY.  Once the store's files are not what was opened (StoreWatch), every request for the store
+    and PING are refused with STORE_GONE_STATUS, until SERVE names another store.
     """
 
     def __init__(
-        self, volume_folder: str, host: str, clock: Callable[[], float] = time.monotonic
+        self,
+        volume_folder: str,
+        host: str,
+        clock: Callable[[], float] = time.monotonic,
+        peers: Client | None = None,
     ) -> None:
         self._volume_folder = volume_folder
         self._host = host
@@ -85,12 +94,16 @@ class StoreService:
         self._served: Serve | None = None
         self._sum: ChecksumFunction = function_of(ChecksumKind.XXH3_128)
         self._writer: Writer | None = None
+        self._watch: StoreWatch | None = None
+        self._gone = ""
+        self._watched_s = float("-inf")
         self._free = 0
         self._free_s = float("-inf")
-        self._leases = threading.BoundedSemaphore(LEASES_MAX)
         self._is_stopped = threading.Event()
         self._looked_s = self._heard_s = clock()
         self._checkup = checkup = Checkup(volume_folder, self._being_served)
+        self._fetcher = Fetcher(peers, self._being_written)
+        reads = Reads(self._open_store, lambda: self._free)
         self._handlers: dict[int, Callable[[Request], None]] = {
             Kind.HELLO: self._hello,
             Kind.SERVE: self._serve,
@@ -100,12 +113,14 @@ class StoreService:
             Kind.SURVEY: self._survey,
             Kind.INSPECT: partial(checkup.submit, checkup.inspect),
             Kind.REBUILD: partial(checkup.submit, checkup.rebuild),
+            Kind.RETIRE: partial(checkup.submit, self._retire),
             Kind.PUT: self._put,
-            Kind.GET: self._get,
+            Kind.GET: reads.get,
             Kind.DELETE: self._delete,
-            Kind.LIST: self._list,
+            Kind.LIST: reads.list,
             Kind.VERIFY: partial(checkup.submit, checkup.verify),
             Kind.MEND: self._mend,
+            Kind.COPY: self._copy,
         }
 
     @property
@@ -145,24 +160,53 @@ class StoreService:
         return self._is_stopped.is_set()
 
     def idle(self) -> None:
-        """Called by the loop when there is nothing to do."""
+        """Called by the loop when there is nothing to do: looks after the store's files."""
+        if self._clock() - self._watched_s > STORE_LOOK_S:
+            self._look()
 
     def close(self) -> None:
         """Commits what is queued and closes the store; waits at most LEASE_CLOSE_S twice."""
-        store, self._store = self._store, None
         self._checkup.stop()
-        if self._writer is not None:
-            if store is not None:
-                self._writer.stop(store.close)
-            self._writer.join(2 * LEASE_CLOSE_S)
+        self._fetcher.stop()
+        self._close_store()
         self._is_stopped.set()
 
+    def _close_store(self) -> None:
+        store, self._store = self._store, None
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            if store is not None:
+                writer.stop(store.close)
+            writer.join(2 * LEASE_CLOSE_S)
+
+    def _look(self) -> str:
+        """What has become of the store's files, "" if they are as they were."""
+        self._watched_s = self._clock()
+        watch = self._watch
+        if not self._gone and watch is not None and self._store is not None:
+            self._gone = watch.look()
+            if self._gone:
+                _log.error("the store is gone: %s", self._gone)
+        return self._gone
+
+    def _check_gone(self) -> None:
+        if self._gone:
+            raise PosixError(STORE_GONE_STATUS, f"its store is gone: {self._gone}")
+
     def _open_store(self) -> ChunkStore:
+        self._check_gone()
         if self._store is None:
             raise FormatError("this worker serves no store yet")
         return self._store
 
+    def _being_written(self) -> Served | None:
+        store, writer, served = self._store, self._writer, self._served
+        if store is None or writer is None or served is None or self._gone:
+            return None
+        return Served(store, ChecksumKind(served.checksum), writer.submit)
+
     def _being_served(self) -> tuple[ChunkStore, ChecksumFunction] | None:
+        self._check_gone()
         store = self._store
         return None if store is None else (store, self._sum)
 
@@ -180,7 +224,11 @@ class StoreService:
 
     def _serve(self, request: Request) -> None:
         serve = decode_args(request.args, Serve)
+        if self._gone and self._served is not None and serve.store_uuid != self._served.store_uuid:
+            self._close_store()  # another store takes the place of the one that is gone
+            self._gone = ""
         if self._store is not None:
+            self._check_gone()
             if self._served != serve and (
                 self._served is None or self._served.store_uuid != serve.store_uuid
             ):
@@ -199,6 +247,7 @@ class StoreService:
             relaxed=serve.relaxed,
         )
         self._store, self._served, self._sum = store, serve, function_of(kind)
+        self._watch, self._gone = StoreWatch(store.folder), ""
         self._writer = Writer(store, f"store-{serve.store}-writer")
         request.reply(args=encode_args(store.stats()), free=self._known_free())
 
@@ -206,6 +255,8 @@ class StoreService:
         request.reply(args=encode_args(survey(self._volume_folder)))
 
     def _ping(self, request: Request) -> None:
+        self._look()
+        self._check_gone()
         request.reply(free=self._known_free())
 
     def _stats(self, request: Request) -> None:
@@ -213,9 +264,29 @@ class StoreService:
         self._free = stats.free
         request.reply(args=encode_args(stats), free=stats.free)
 
+    def _retire(self, request: Request) -> None:
+        """Closes and removes the store; on the thread of the checks, since it may take a while."""
+        asked, served = decode_args(request.args, Retire), self._served
+        if served is None or (served.store, served.volume_uuid, served.store_uuid) != (
+            asked.store,
+            asked.volume_uuid,
+            asked.store_uuid,
+        ):
+            raise FormatError("RETIRE of a store that this worker does not serve")
+        is_there = not self._look()
+        self._close_store()
+        if is_there:
+            retire_folder(store_folder(self._volume_folder, asked.store))
+        request.reply()
+
+    def _copy(self, request: Request) -> None:
+        self._open_store()
+        self._fetcher.submit(request)
+
     def _stop(self, request: Request) -> None:
         store, self._store = self._store, None  # from here on nothing begins to read
         self._checkup.stop()
+        self._fetcher.stop()
 
         def at_end() -> None:
             if store is not None:
@@ -277,6 +348,8 @@ class StoreService:
 
     def _submit(self, request: Request, change: Change, size: int) -> None:
         def done(failure: MpifsError | None) -> None:
+            if self._look():  # durable in files that nobody will ever find, or not at all
+                failure = PosixError(STORE_GONE_STATUS, f"its store is gone: {self._gone}")
             if failure is not None:
                 request.refuse(failure)
             else:
@@ -289,41 +362,6 @@ class StoreService:
     def _queue(self, job: Job) -> None:
         if self._writer is None or not self._writer.submit(job):
             raise PosixError(errno.EAGAIN, "this worker's write queue is full, or it is stopping")
-
-    def _get(self, request: Request) -> None:
-        store = self._open_store()
-        if len(request.args) != KEY_BYTES:
-            raise ProtocolError("GET without one chunk key")
-        lease = store.get(decode_key(request.args))
-        if not self._leases.acquire(blocking=False):
-            with lease:
-                copy = bytes(lease.image)
-            request.reply(body=copy, items=1, free=self._free)
-            return
-        give_back = self._give_back(lease)
-        try:
-            request.reply(body=lease.image, items=1, free=self._free, on_sent=give_back)
-        except BaseException:
-            give_back()
-            raise
-
-    def _give_back(self, lease: Lease) -> Callable[[], None]:
-        once = [lease]
-
-        def sent() -> None:
-            if once:
-                once.pop().close()
-                self._leases.release()
-
-        return sent
-
-    def _list(self, request: Request) -> None:
-        store = self._open_store()
-        asked = decode_args(request.args, ListKeys)
-        if len(asked.after) not in (0, KEY_BYTES) or asked.count < 1:
-            raise ProtocolError("LIST with an impossible key or count")
-        headers = store.headers(asked.after, min(asked.count, LIST_COUNT_MAX))
-        request.reply(body=b"".join(headers), items=len(headers), free=self._free)
 
 
 def _checked_kind(serve: Serve) -> ChecksumKind:

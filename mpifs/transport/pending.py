@@ -19,7 +19,15 @@ from enum import Enum, auto
 from typing import Protocol
 
 from mpifs.core.checksum import Buffer
-from mpifs.core.errors import MpifsError, PeerDeadError, ProtocolError, RemoteError, SilentError
+from mpifs.core.errors import (
+    STORE_GONE_STATUS,
+    MpifsError,
+    PeerDeadError,
+    ProtocolError,
+    RemoteError,
+    SilentError,
+    StoreGoneError,
+)
 from mpifs.core.limits import HEADER_BYTES
 from mpifs.core.messages import MESSAGE_BYTES_MAX, TAG_REPLY_BASE, Header, decode_header
 from mpifs.transport.endpoint import TAG_REPLY_DATA_BASE, Bell, Endpoint, Operation
@@ -189,7 +197,8 @@ class Pending:
 
         RemoteError: the peer refused, with its errno and sentence.  SilentError: no answer before
         the deadline; whether the request was carried out is unknown.  PeerDeadError (a
-        SilentError): its process has died.  ProtocolError: the answer makes no sense, or is too
+        SilentError): its process has died.  StoreGoneError (another): its store's files are.
+        ProtocolError: the answer makes no sense, or is too
         long for `into`.
         """
         if self._error is not None:
@@ -270,7 +279,12 @@ class Pending:
             args = memoryview(bytes(self._slot.buffer[HEADER_BYTES:end]))
         if header.status:
             sentence = bytes(args).decode(errors="backslashreplace")
-            self._error = RemoteError(self.rank, sentence, header.status)
+            is_gone = header.status == STORE_GONE_STATUS
+            self._error = (
+                StoreGoneError(self.rank, sentence)
+                if is_gone
+                else RemoteError(self.rank, sentence, header.status)
+            )
         if self._error is not None:
             return
         if header.is_inline and header.body_bytes:

@@ -23,10 +23,15 @@ from mpifs.core.messages import (
     TAG_DATA_BASE,
     TAG_METADATA,
     TAG_REPLY_BASE,
+    Copy,
+    CopyFailure,
+    CopyItem,
+    CopyReply,
     Header,
     HelloReply,
     Kind,
     ListKeys,
+    Retire,
     Serve,
     StoreStats,
     decode_args,
@@ -51,6 +56,13 @@ GOLDEN_ARGS = {
         1, 2, 3, 4, "d"
     ),
     "82a56166746572c40101a5636f756e7405": ListKeys(b"\1", 5),
+    "82a6736f7572636502a56974656d739193c4186b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b07c41063636363636363636363636363636363": Copy(
+        2, [CopyItem(b"k" * 24, 7, b"c" * 16)]
+    ),
+    "81a86661696c757265739193011ca466756c6c": CopyReply([CopyFailure(1, 28, "full")]),
+    "83a573746f726503ab766f6c756d655f75756964c41076767676767676767676767676767676aa73746f72655f75756964c41073737373737373737373737373737373": Retire(
+        3, b"v" * 16, b"s" * 16
+    ),
 }
 U32 = st.integers(0, 2**32 - 1)
 U64 = st.integers(0, 2**64 - 1)
@@ -58,7 +70,7 @@ HEADERS = st.builds(
     Header, st.integers(0, 255), st.integers(-(2**31), 2**31 - 1), U32, st.integers(0, SLOT_COUNT_MAX - 1), U64, st.integers(0, ARGS_BYTES_MAX),
     st.integers(0, BODY_BYTES_MAX), U32, st.binary(min_size=16, max_size=16), U64,
 )  # fmt: skip
-ARGS: list[type[Any]] = [HelloReply, Serve, StoreStats, ListKeys]
+ARGS: list[type[Any]] = [HelloReply, Serve, StoreStats, ListKeys, Copy, CopyReply, Retire]
 
 
 def test_golden_header() -> None:
@@ -84,6 +96,8 @@ def test_numbers_are_frozen() -> None:
         "GET": 33,
         "DELETE": 34,
         "LIST": 35,
+        "RETIRE": 9,
+        "COPY": 38,
     }
     assert {name: int(Kind[name]) for name in first} == first
     assert (TAG_CONTROL, TAG_METADATA, TAG_REPLY_BASE, TAG_DATA_BASE) == (1, 2, 8192, 16384)
