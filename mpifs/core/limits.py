@@ -148,6 +148,7 @@ FACTS_MAX = 65_536  # damaged or missing refs remembered in a run; what is over 
 MEND_COUNT_MAX = 512  # items of one MEND: its arguments stay below ARGS_BYTES_MAX.
 HEAL_BYTES_MAX = 16 * MIB  # images on their way from store to store at once, and
 HEAL_COUNT_MAX = 256  # refs changed by one commit of the index then.
+MOVED_GRACE_S = 0.25  # between a ref's change and the end of the copy it named: reads take ms.
 ROUNDS_MAX = 8  # repairs of a phase are repeated until nothing is left; each round mends most.
 HELD_FINDINGS_MAX = 10_000  # not repaired in a round: told once it is known that none will be.
 

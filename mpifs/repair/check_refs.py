@@ -26,7 +26,7 @@ from mpifs.core.types import ChunkRef
 from mpifs.index.amendment import RowKey
 from mpifs.repair import index_edits as edits
 from mpifs.repair.check_garbage import check_garbage_rows
-from mpifs.repair.facts import DamagedRef, Facts
+from mpifs.repair.facts import DamagedRef, Facts, draining_stores
 from mpifs.repair.findings import ERROR, LEFTOVER, Finding, Progress
 from mpifs.repair.paths import path_of
 from mpifs.repair.snapshot import Snapshot
@@ -75,7 +75,7 @@ class RefChecks:
         self._progress = progress
         self._adopt = adopt
         self._stores = known
-        self._count = len(view.stores())
+        self._count = len(view.stores()) - len(draining_stores(view))
 
     def run(self) -> Iterator[Finding]:
         """All findings of the index alone that concern chunks."""

@@ -39,7 +39,8 @@ class Judgement:
 
 @dataclass(slots=True)
 class Case:
-    """One batch being judged.  `table`: the volume's stores in the order of placement."""
+    """One batch being judged.  `table`: the volume's stores in the order of placement; `draining`:
+    those that get no new chunks."""
 
     view: VolumeView
     stores: StoreAccess
@@ -49,3 +50,4 @@ class Case:
     reach: Reach
     table: list[int]
     data: bool
+    draining: frozenset[int] = frozenset()

@@ -18,6 +18,7 @@ from mpifs.core.types import ChunkRef
 from mpifs.repair.chunk_case import Case, Judgement, Stray
 from mpifs.repair.chunk_words import Owners
 from mpifs.repair.copy_findings import CopyFindings
+from mpifs.repair.facts import draining_stores
 from mpifs.repair.findings import Finding
 from mpifs.repair.heal import Healing
 from mpifs.repair.place_rules import Copy, Place, Reach
@@ -68,6 +69,7 @@ class ChunkFindings:
                 self.reach(),
                 self._table,
                 self._data,
+                draining_stores(self._view),
             )
             named, unknown = CopyFindings(case), UnknownChunks(case)
             findings: list[Finding] = []

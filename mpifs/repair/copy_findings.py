@@ -72,7 +72,7 @@ class CopyFindings:
         noted, since the fast path does not look at the file."""
         if owner.record is None or place.spot not in self._judgement.facts.few:
             return len(states)
-        return min(owner.record.replicas, len(self._table))
+        return min(owner.record.replicas, len(set(self._table) - self._case.draining))
 
     def _tombstone(self, place: Place, owner: Owner, ref: ChunkRef) -> Finding:
         return Finding(
@@ -155,7 +155,8 @@ class CopyFindings:
         gone = [store for store, state in states.items() if state in _GONE]
         start = owner.record.start if owner.record else 0
         order = placed(start, cure.key.chunk, len(self._table), self._table) if self._table else ()
-        free = [s for s in order if s in self._case.stores.available and s not in (*stores, *spare)]
+        ready = self._case.stores.available - self._case.draining
+        free = [store for store in order if store in ready and store not in (*stores, *spare)]
         for store in gone + bad:
             if spare:
                 stores[stores.index(store)] = spare.pop(0)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from mpifs.core.limits import FACTS_MAX, STORES_MAX
-from mpifs.core.types import ChunkKey
+from mpifs.core.types import ChunkKey, StoreState
 from mpifs.repair.stores import StoreAccess
 from mpifs.repair.volume import VolumeView
 
@@ -61,6 +61,13 @@ def known_stores(view: VolumeView, stores: StoreAccess) -> frozenset[int]:
     listed = frozenset(int(entry.store) for entry in view.stores())
     opened = frozenset(int(entry.store) for entry in stores.entries)
     return listed | opened if listed else frozenset(range(1, STORES_MAX + 1))
+
+
+def draining_stores(view: VolumeView) -> frozenset[int]:
+    """The stores that get no new chunks."""
+    return frozenset(
+        int(entry.store) for entry in view.stores() if entry.state is StoreState.DRAINING
+    )
 
 
 def placement_order(view: VolumeView, stores: StoreAccess) -> list[int]:

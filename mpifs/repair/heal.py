@@ -2,24 +2,25 @@
 
 The findings of a batch share one `Healing`: the first remedy that is called carries out all of it,
 in an order in which every step is durable by itself and leaves nothing worse if the run is killed
-behind it: images are mended where they are; bad ones are replaced from verified good ones (deleted
-just before the good one is put); refs are changed only when what they name is stored; only then
-goes what is too much.  Mounted, a chunk that was rewritten meanwhile is left alone, and a copy that
-came too late is taken back.
+behind it: images are mended where they are; bad ones are replaced from verified good ones (carry);
+refs are changed only when what they name is stored; only then goes what is too much.  Mounted, a
+chunk that was rewritten meanwhile is left alone, and a copy that came too late is taken back.
 """
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from mpifs import faultpoint
 from mpifs.core.errors import DamageError, MpifsError
-from mpifs.core.limits import HEAL_BYTES_MAX, HEAL_COUNT_MAX
+from mpifs.core.limits import HEAL_BYTES_MAX, HEAL_COUNT_MAX, MOVED_GRACE_S
 from mpifs.core.types import ChunkKey, ChunkRef
 from mpifs.index.amendment import RowKey
 from mpifs.repair import index_edits as edits
+from mpifs.repair.carry import Carrier, Wish
 from mpifs.repair.stores import MendWish, StoreAccess
 from mpifs.repair.volume import VolumeView
 
@@ -39,6 +40,8 @@ class Cure:
     sources: list[int] = field(default_factory=list)
     copies: list[int] = field(default_factory=list)
     stores: tuple[int, ...] | None = None
+    leaving: tuple[int, ...] = ()
+    """Stores that `stores` lacks and that shall not keep their good copy."""
     done: set[int] = field(default_factory=set)
     """Stores whose copy is whole now."""
     is_named: bool = True
@@ -82,6 +85,8 @@ class Healing:
         self._drops: list[Drop] = []
         self._disposals: list[Disposal] = []
         self._has_run = False
+        self._moved: list[Cure] = []
+        self._moved_s = 0.0
 
     def cure(self, cure: Cure, store: int | None) -> Callable[[], bool]:
         """Adds a cure; the remedy of its finding about `store` (None: about the ref)."""
@@ -110,6 +115,11 @@ class Healing:
 
         return remedy
 
+    def run(self, cures: Iterable[Cure]) -> None:
+        """Carries out cures that are nobody's finding.  Once."""
+        self._cures += cures
+        self._run()
+
     def dispose(self, disposal: Disposal) -> Callable[[], bool]:
         """Adds a garbage row to be finished; the remedy of its finding."""
         self._disposals.append(disposal)
@@ -128,8 +138,11 @@ class Healing:
         self._has_run = True
         self._mend()
         waiting = [cure for cure in self._cures if self._needs_more(cure)]
-        for group in _groups(waiting):
-            self._copy(group)
+        try:
+            for group in _groups(waiting):
+                self._copy(group)
+        finally:
+            self._drop_moved()
         self._delete()
         self._finish_garbage()
 
@@ -158,30 +171,54 @@ class Healing:
     # From store to store.
 
     def _copy(self, group: list[Cure]) -> None:
-        """Fetches, verifies, replaces; then the refs."""
+        """Has the copies made, then changes the refs, then drops what has moved away."""
         fresh = [cure for cure in group if not self._is_outdated(cure)]
-        images = self._fetch([cure for cure in fresh if cure.copies])
-        bad: dict[int, list[ChunkKey]] = defaultdict(list)
-        puts: list[tuple[Cure, int, bytearray]] = []
-        for cure in fresh:
-            image = images.get(cure.spot)
-            if image is None:
-                continue
-            for store in cure.copies:
-                bad[store].append(cure.key)
-                puts.append((cure, store, image))
-        if bad:
-            faultpoint.reach("repair.commit")
-            self._stores.delete(bad)
-            faultpoint.reach("repair.commit")
-            results = self._stores.put([(store, image) for _, store, image in puts])
-            for (cure, store, _), error in zip(puts, results, strict=True):
-                if error is None:
-                    cure.done.add(store)
-                else:
-                    cure.error = error
+        # Never from a store whose copy is replaced.
+        wishes = [
+            (cure, Wish(cure.key, cure.ref, [s for s in cure.sources if s not in cure.copies], to))
+            for cure in fresh
+            for to in cure.copies
+        ]
+        carrier = Carrier(self._stores, self._stores.can_talk)
+        put: list[tuple[Cure, int]] = []
+        for (cure, wish), outcome in zip(
+            wishes, carrier.bring([wish for _, wish in wishes]), strict=True
+        ):
+            if outcome.is_there:
+                cure.done.add(wish.target)
+                put.append((cure, wish.target))
+            elif outcome.error is not None:
+                cure.error = outcome.error
         self._change_refs(fresh)
-        self._take_back([(cure, store) for cure, store, _ in puts if store in cure.done])
+        self._take_back(put)
+        self._moved += [cure for cure in fresh if cure.leaving and cure.is_named and cure.stores]
+        self._moved_s = time.monotonic()
+        self._stores.on_copied(sum(cure.ref.length for cure, _ in put))
+
+    def _drop_moved(self) -> None:
+        """Copies that a ref does not name any more; readers that still hold the old ref get a
+        moment to be done with it (they would look again, but that costs them a request)."""
+        moved, self._moved = self._moved, []
+        if not moved:
+            return
+        if self._view.is_live:
+            time.sleep(max(0.0, self._moved_s + MOVED_GRACE_S - time.monotonic()))
+        going: dict[int, list[ChunkKey]] = defaultdict(list)
+        for cure in moved:
+            for store in cure.leaving:
+                if store in self._stores.available and self._is_unasked(cure, store):
+                    going[store].append(cure.key)
+        if going:
+            faultpoint.reach("repair.commit")
+            self._stores.delete(going)
+
+    def _is_unasked(self, cure: Cure, store: int) -> bool:
+        """Whether no ref names this copy."""
+        try:
+            ref = self._view.current_ref(*cure.spot)
+        except DamageError:
+            return False
+        return ref is None or ref.generation != cure.key.generation or store not in ref.stores
 
     def _is_outdated(self, cure: Cure) -> bool:
         """Whether the ref is another one now."""
@@ -189,21 +226,6 @@ class Healing:
             return self._view.current_ref(*cure.spot) != cure.ref
         except DamageError:
             return True
-
-    def _fetch(self, cures: list[Cure]) -> dict[tuple[int, int], bytearray]:
-        """A verified image for each cure that any of its sources has, the first ones asked first.
-
-        Never from a store whose copy is replaced: between deleting and storing it the image in
-        memory would be all there is."""
-        found: dict[tuple[int, int], bytearray] = {}
-        sources = {c.spot: [s for s in c.sources if s not in c.copies] for c in cures}
-        for turn in range(max(map(len, sources.values()), default=0)):
-            asked = [c for c in cures if c.spot not in found and turn < len(sources[c.spot])]
-            wanted = [(sources[cure.spot][turn], cure.key, cure.ref) for cure in asked]
-            for cure, image in zip(asked, self._stores.fetch(wanted), strict=True):
-                if image is not None:
-                    found[cure.spot] = image
-        return found
 
     def _change_refs(self, cures: Iterable[Cure]) -> None:
         changes = {}

@@ -79,6 +79,11 @@ class StoreAccess:
         self._await_serving = await_serving
         self.silent: dict[int, str] = {}
         """Why a store is available no longer."""
+        self.can_talk: Callable[[int, int], bool] = lambda source, target: True
+        """Whether two ranks have a direct link; else chunks travel through rank 0."""
+        self.on_copied: Callable[[int], None] = lambda count: None
+        """Hears of payload bytes stored by each step of a repair; may wait, and may raise
+        CancelledError: what was done stands."""
         self._sum = function_of(kind)
 
     def has_returned(self, store: int, error: OSError) -> bool:

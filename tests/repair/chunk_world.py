@@ -193,7 +193,7 @@ def serving(folder: Path, workers: int) -> Iterator[Client]:
     endpoints = make_world(workers + 1)
 
     def work(rank: int) -> None:
-        service = StoreService(os.fspath(folder), "loopback")
+        service = StoreService(os.fspath(folder), "loopback", peers=Client(endpoints[rank]))
         pool = BufferPool(0, 8 << 20)
         server = Server(endpoints[rank], service.handle, pool.take, pool.give)
         server.run(service.should_stop, service.idle)

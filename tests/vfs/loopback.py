@@ -110,7 +110,7 @@ class LoopbackVolume:
 
     def _work(self, rank: int) -> None:
         endpoint = self.endpoints[rank]
-        service = StoreService(os.fspath(self.folder), "loopback")
+        service = StoreService(os.fspath(self.folder), "loopback", peers=Client(endpoint))
         pool = BufferPool(0, 8 << 20)
         Server(endpoint, service.handle, pool.take, pool.give).run(
             service.should_stop, service.idle
