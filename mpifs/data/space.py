@@ -7,20 +7,20 @@ tell the same free bytes, which count once.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 
 class Space:
     """Free bytes by store.  Any thread: dict operations are atomic in CPython.
 
     `disk_of` maps a store to a name of the file system it lies on, equal for stores that share
-    one.
+    one; it may grow.
     """
 
     def __init__(self, free: Mapping[int, int], disk_of: Mapping[int, str]) -> None:
         self._free: dict[int, int] = dict(free)
-        self._disk_of = {store: disk_of.get(store, str(store)) for store in free}
-        self._stores_on = Counter(self._disk_of.values())
+        self._disk_of = disk_of
+        self._left_out: frozenset[int] = frozenset()
         self._fits = 0
         self._count()
 
@@ -30,16 +30,26 @@ class Space:
             self._free[store] = free
             self._count()
 
+    def leave_out(self, stores: Iterable[int]) -> None:
+        """Stores that get no new chunks from now on: lost, being drained, or gone."""
+        left_out = frozenset(stores)
+        if left_out != self._left_out:
+            self._left_out = left_out
+            self._count()
+
     def _count(self) -> None:
         """With k of n stores on a disk, k/n of all bytes go there: the disk that would be full
         first decides.  Done here and not in free_bytes, which every write asks."""
         least: dict[str, int] = {}
+        stores_on: Counter[str] = Counter()
         for store, free in list(self._free.items()):
-            disk = self._disk_of[store]
-            least[disk] = min(free, least.get(disk, free))
-        count = len(self._free)
+            if store not in self._left_out:
+                disk = self._disk_of.get(store, str(store))
+                least[disk] = min(free, least.get(disk, free))
+                stores_on[disk] += 1
+        count = stores_on.total()
         self._fits = min(
-            (free * count // self._stores_on[disk] for disk, free in least.items()), default=0
+            (free * count // stores_on[disk] for disk, free in least.items()), default=0
         )
 
     def free_bytes(self, replicas: int) -> int:

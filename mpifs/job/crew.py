@@ -13,7 +13,7 @@ import time
 
 from msgspec import structs
 
-from mpifs.core.errors import MpifsError, SilentError, StartError
+from mpifs.core.errors import MpifsError, SilentError, StartError, StoreGoneError
 from mpifs.core.limits import (
     HEARTBEAT_S,
     HELLO_TIMEOUT_S,
@@ -197,7 +197,9 @@ class Crew(Roster):
 
     def _note_failure(self, worker: Worker, error: MpifsError) -> None:
         """A ping failed: the process is dead, or it hangs and counts as dead."""
-        if isinstance(error, SilentError):
+        if isinstance(error, StoreGoneError):
+            self.lose(worker.store, str(error))
+        elif isinstance(error, SilentError):
             self._bury(worker, str(error))
         else:
             log.warning("worker %d: %s", worker.store, error)
@@ -244,6 +246,12 @@ class Crew(Roster):
     def _give_up(self, worker: Worker, reason: str) -> None:
         self._places.pop(worker.store, None)
         self._set(worker, LOST, reason)
+
+    def forget(self, store: int) -> None:
+        """The store has left the volume; its rank, if there is one, stays without a store."""
+        self.workers = [worker for worker in self.workers if worker.store != store]
+        self._serves.pop(store, None)
+        self._places.pop(store, None)
 
     def revive(self, entry: StoreEntry) -> None:
         """Has a store served again that is lost, or whose identity is another one now: by its

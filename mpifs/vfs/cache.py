@@ -55,7 +55,11 @@ class ChunkCache:
         Raises what the fetch raises; a failed chunk is not kept.
         Requires: start + len(into) <= ref.length.
         """
-        entry = self._acquire(key, ref)
+        entry, is_mine = self._acquire(key, ref)
+        if entry.error is not None and not is_mine:
+            # Another reader's fetch: it may have known only where the chunk was before it moved.
+            self._release(entry)
+            entry, _ = self._acquire(key, ref)
         try:
             if entry.payload is None:
                 raise entry.error or MpifsError(f"chunk {key} was not fetched in time")
@@ -66,7 +70,7 @@ class ChunkCache:
     def prefetch(self, key: ChunkKey, ref: ChunkRef) -> None:
         """Fetches a chunk if it is not here; errors are left to the real read."""
         if key not in self._entries:
-            self._release(self._acquire(key, ref))
+            self._release(self._acquire(key, ref)[0])
 
     def forget(self, inode: int) -> None:
         """Drops the chunks of an inode (its caches are dropped for a cold measurement)."""
@@ -74,7 +78,8 @@ class ChunkCache:
             for key in [key for key in self._entries if key.inode == inode]:
                 self._evict(key)
 
-    def _acquire(self, key: ChunkKey, ref: ChunkRef) -> _Entry:
+    def _acquire(self, key: ChunkKey, ref: ChunkRef) -> tuple[_Entry, bool]:
+        """The chunk's entry, and whether it was fetched for this very call."""
         with self._lock:
             entry = self._entries.get(key)
             if entry is not None:
@@ -89,7 +94,7 @@ class ChunkCache:
                 self._shrink(key)
         if entry is not None:
             entry.ready.wait(REQUEST_TIMEOUT_S * max(1, len(ref.stores)))
-            return entry
+            return entry, False
         try:
             payload = self._fetch(key, ref, mine.buffer)
             with self._lock:
@@ -102,7 +107,7 @@ class ChunkCache:
                     self._evict(key)
         finally:
             mine.ready.set()
-        return mine
+        return mine, True
 
     def _release(self, entry: _Entry) -> None:
         with self._lock:

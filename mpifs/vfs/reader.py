@@ -17,7 +17,7 @@ from mpifs.vfs.chunk_buffer import ChunkBuffer
 from mpifs.vfs.file_data import FileData
 from mpifs.vfs.handles import FileHandle
 
-_RETRIES = 4  # a chunk rewritten while it is read has a newer ref; each retry looks it up anew.
+_RETRIES = 4  # a chunk rewritten or moved while it is read has another ref; it is looked up anew.
 
 
 def copy_zeros(into: memoryview) -> None:
@@ -105,9 +105,19 @@ class Reader:
             buffer.fill(buffer.base.view(0, buffer.base_limit))
             return
         assert buffer.base_ref is not None
-        base = bytearray(buffer.base_limit)
-        self._copy_stored(inode.ino, buffer.chunk, buffer.base_ref, 0, memoryview(base))
-        buffer.fill(memoryview(base))
+        base = memoryview(bytearray(buffer.base_limit))
+        ref = buffer.base_ref
+        for _ in range(_RETRIES):
+            try:
+                self._copy_stored(inode.ino, buffer.chunk, ref, 0, base)
+                break
+            except DamageError:
+                newer = self._index.ref(inode, buffer.chunk)
+                is_moved = newer is not None and newer.generation == ref.generation
+                if newer is None or not is_moved or newer == ref:
+                    raise
+                ref = newer
+        buffer.fill(base)
 
     def _copy_stored(
         self, ino: int, chunk: int, ref: ChunkRef, start: int, into: memoryview

@@ -55,7 +55,7 @@ class WriteBack:
         self._index = index
         self._scatter = scatter
         self._reader = reader
-        self._space = space
+        self.space = space
         self._stores = stores
         self._on_dirty = on_dirty
         self._make_room = make_room
@@ -94,7 +94,7 @@ class WriteBack:
 
     def free_bytes(self) -> int:
         """Payload bytes that can still be written, as the stores last told."""
-        return max(0, self._space.free_bytes(self._index.geometry.replicas) - self.dirty_bytes)
+        return max(0, self.space.free_bytes(self._index.geometry.replicas) - self.dirty_bytes)
 
     def admit(self, size: int) -> None:
         """Waits until `size` more dirty bytes fit.  Takes no other lock.
