@@ -18,8 +18,8 @@ import typer
 from mpifs import __version__
 
 COMMANDS = (
-    "mkfs", "mount", "umount", "status", "fsck", "scrub", "layout", "put", "get", "ls", "cat", "rm",
-    "doctor",
+    "mkfs", "mount", "umount", "status", "fsck", "scrub", "add", "drain", "replace", "rebalance",
+    "layout", "put", "get", "ls", "cat", "rm", "doctor",
 )  # fmt: skip
 _INTERRUPTED = 130
 

@@ -63,9 +63,25 @@ def _show(document: dict[str, Any], details: dict[str, Any], path: str, *, clear
             f"memory   {_size(details['dirty_bytes'])} dirty, chunk cache hits {share}",
             markup=False,
         )
+    heal = _heal_line(document.get("heal") or {})
+    if heal:
+        console.print(f"heal     {heal}", markup=False)
     console.print(_table(document["workers"]))
     for number, reason in details.get("reasons", {}).items():
         console.print(f"worker {number} is {reason}", markup=False)
+
+
+def _heal_line(heal: dict[str, Any]) -> str:
+    """What is left to heal or to move; "" if nothing is."""
+    if heal.get("state", "idle") == "idle" and not heal.get("detail"):
+        return ""
+    words = str(heal["state"])
+    if heal["bytes_left"]:
+        what = "to move" if words in ("draining", "rebalancing") else "below wanted redundancy"
+        words += f", {_size(heal['bytes_left'])} {what}"
+    if heal["rate"]:
+        words += f", {_size(heal['rate'])}/s, {heal['seconds_left']:.0f} s left"
+    return words + (f" ({heal['detail']})" if heal["detail"] else "")
 
 
 def _table(workers: list[dict[str, Any]]) -> RenderableType:

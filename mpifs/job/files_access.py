@@ -79,7 +79,7 @@ def _enter(folder: VolumeFolder, held: contextlib.ExitStack) -> Files:
         try:
             if not job_state.has_ended(folder):
                 raise launch.in_use(folder, job_state.read(folder))
-            held.enter_context(launch.serving(folder, _config(folder)))
+            held.enter_context(launch.serving(folder, config_at_rest(folder)))
         except InUseError:
             if job_state.read(folder).get("mountpoint") or time.monotonic() > deadline_s:
                 raise
@@ -105,7 +105,7 @@ def _mounted(folder: VolumeFolder, held: contextlib.ExitStack) -> Files | None:
     return None
 
 
-def _config(folder: VolumeFolder) -> JobConfig:
+def config_at_rest(folder: VolumeFolder) -> JobConfig:
     """As for the last mount where its stores are on other hosts: only there are they found."""
     config = assemble_mount.config_at_rest(folder.path)
     try:

@@ -34,16 +34,19 @@ from mpifs.job.crew import Crew
 from mpifs.job.fsck_live import LiveChecks
 from mpifs.job.fsck_master import FsckMaster
 from mpifs.job.fsck_service import ChecksTurn, FsckService
+from mpifs.job.heal_service import HealService
 from mpifs.job.options import JobOptions, parse_options
 from mpifs.job.recovery import restarter_of
 from mpifs.job.roster import LOST
 from mpifs.job.scrub_service import ScrubService
 from mpifs.job.signals import SignalGate
+from mpifs.job.stores_service import StoresService
 from mpifs.kv import Sync
 from mpifs.repair.copies import CopyStores
 from mpifs.repair.index_copier import IndexCopier
 from mpifs.transport.client import Client
 from mpifs.transport.endpoint import Endpoint
+from mpifs.vfs.facade import Vfs
 
 log = logging.getLogger(__name__)
 _BUSY_GRACE_S = 2.0  # a signal's stop waits so long for users of the mount to leave.
@@ -100,7 +103,8 @@ class Master:
         self.crew.serve(index.geometry, stores, hellos, relaxed=self.options.is_relaxed)
         self._undo.callback(self._copy_at_end, copier)
         if any(entry.state is StoreState.FRESH for entry in stores):
-            index.set_stores([opened(entry) for entry in stores])
+            is_made = self.crew.is_serving
+            index.set_stores([opened(e) if is_made(e.store) else e for e in stores])
             index.sync()
         self.crew.start_heartbeat()
         vfs = build_vfs(
@@ -111,31 +115,41 @@ class Master:
             self.options.vfs,
         )
         self._undo.callback(vfs.close)
-        control = ControlServer(self.config.folder.socket)
-        control.register("stop", self._on_stop)
-        control.register("status", lambda args: report.status(self.config, index, vfs, self.crew))
-        files.FileService(vfs).register(control)
-        checks = LiveChecks(
-            self.config.folder, index, vfs, self.client, self.crew, copier, copy_stores
-        )
-        turn = ChecksTurn()
-        fsck, scrub = FsckService(checks.check, turn), ScrubService(checks, turn)
-        fsck.register(control)
-        scrub.register(control)
-        control.start()
-        self._undo.callback(control.close)
-        self._undo.callback(scrub.close)
-        self._undo.callback(fsck.close)
+        heal, scrub = self._answer_commands(index, vfs, copier, copy_stores)
         if self.config.mountpoint:
             mount = FuseMount(vfs, self.config.mountpoint, self.options.mount)
             mount.start()
             self._mount = mount
             copier.start()
             scrub.start()
+            heal.start()
             threading.Thread(target=self._await_unmount, name="unmount", daemon=True).start()
-        else:
+
+    def _answer_commands(
+        self, index: Index, vfs: Vfs, copier: IndexCopier, copy_stores: CopyStores
+    ) -> tuple[HealService, ScrubService]:
+        """The control socket and what stands behind it; closed in the order of a stop."""
+        folder, crew = self.config.folder, self.crew
+        checks = LiveChecks(folder, index, vfs, self.client, crew, copier, copy_stores)
+        turn = ChecksTurn()
+        fsck, scrub = FsckService(checks.check, turn), ScrubService(checks, turn)
+        heal = HealService(folder.index, index, vfs, self.client, crew, turn)
+        control = ControlServer(folder.socket)
+        control.register("stop", self._on_stop)
+        control.register("status", lambda _: report.status(self.config, index, vfs, crew, heal))
+        files.FileService(vfs).register(control)
+        fsck.register(control)
+        scrub.register(control)
+        StoresService(folder.index, index, vfs, self.client, crew, heal).register(control)
+        control.start()
+        self._undo.callback(control.close)
+        self._undo.callback(scrub.close)
+        self._undo.callback(heal.close)
+        self._undo.callback(fsck.close)
+        if not self.config.mountpoint:
             watch = threading.Thread(target=self._await_clients, args=(control,), daemon=True)
             watch.start()
+        return heal, scrub
 
     def _copy_stores(self, index: Index) -> CopyStores:
         crew = self.crew

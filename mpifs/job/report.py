@@ -9,6 +9,7 @@ from mpifs.core.checksum import name_of
 from mpifs.index.index import Index
 from mpifs.job.config import JobConfig
 from mpifs.job.crew import Crew
+from mpifs.job.heal_service import HealService
 from mpifs.vfs.facade import Vfs
 
 Document = dict[str, Any]
@@ -26,7 +27,7 @@ def volume_part(index: Index) -> Document:
     }
 
 
-def status(config: JobConfig, index: Index, vfs: Vfs, crew: Crew) -> Document:
+def status(config: JobConfig, index: Index, vfs: Vfs, crew: Crew, heal: HealService) -> Document:
     """The document, and under `details` what is for people only.  Any thread."""
     stats = crew.stats()
     rows = []
@@ -55,6 +56,7 @@ def status(config: JobConfig, index: Index, vfs: Vfs, crew: Crew) -> Document:
         "workers": rows,
         "files": counters.files,
         "bytes": counters.payload_bytes,
+        "heal": heal.document(),
         "details": {
             "dirty_bytes": vfs.writeback.dirty_bytes,
             "cache_hits": cache.hits,

@@ -8,6 +8,7 @@ from mpifs.job import launch, report
 from mpifs.job import state as job_state
 from mpifs.job.control import ControlClient
 from mpifs.job.folder import VolumeFolder
+from mpifs.job.heal_memory import heal_at_rest
 from mpifs.job.report import Document
 
 _TIMEOUT_S = 10.0
@@ -56,6 +57,7 @@ def _at_rest(folder: VolumeFolder, state: job_state.State) -> Document:
         "workers": rows,
         "files": counters.files,
         "bytes": counters.payload_bytes,
+        "heal": heal_at_rest(folder.index),
         "details": {"reason": state.get("reason", "") if is_crashed else ""},
     }
 

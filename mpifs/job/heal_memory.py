@@ -1,0 +1,63 @@
+"""What a volume remembers of its healing: whether a look at all chunks is due.
+
+A hint only: it says when to look, never what to do.  A small JSON file in `index/`, replaced whole;
+without it nothing is looked at until a store is lost or `mpifs fsck` runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+FILE_NAME = "heal.json"
+
+
+@dataclass(slots=True)
+class HealMemory:
+    """`is_due`: a pass has not been completed since something changed.  `lost`: the stores that
+    were lost when the last one was.  `highest_store`: ids up to it have been in use."""
+
+    is_due: bool = False
+    lost: list[int] = field(default_factory=list)
+    highest_store: int = 0
+
+
+def read_memory(folder: str) -> HealMemory:
+    """The memory in an index folder; a fresh one if there is none or it makes no sense."""
+    try:
+        with open(os.path.join(folder, FILE_NAME), encoding="utf-8") as file:
+            memory = HealMemory(**json.load(file))
+    except (OSError, ValueError, TypeError):
+        return HealMemory()
+    fresh = HealMemory()
+    is_sound = all(
+        type(getattr(memory, name)) is type(value) for name, value in asdict(fresh).items()
+    )
+    return memory if is_sound else fresh
+
+
+def write_memory(folder: str, memory: HealMemory) -> None:
+    """Stores it whole or not at all, durably: a pass that is due must not be forgotten."""
+    path = os.path.join(folder, FILE_NAME)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    with open(os.open(path + ".new", flags, 0o600), "w", encoding="utf-8") as file:
+        json.dump(asdict(memory), file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(path + ".new", path)
+
+
+def heal_at_rest(folder: str) -> dict[str, Any]:
+    """The key `heal` of the status of a volume that is not served: how much is missing is known
+    only while it is."""
+    is_due = read_memory(folder).is_due
+    return {
+        "state": "due" if is_due else "idle",
+        "bytes_left": None if is_due else 0,
+        "bytes_total": None if is_due else 0,
+        "rate": 0,
+        "seconds_left": None,
+        "detail": "goes on at the next mount" if is_due else "",
+    }
