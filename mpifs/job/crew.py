@@ -7,6 +7,7 @@ dead worker gets a thread of its own that brings it back.  Who meets a dead work
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -50,6 +51,8 @@ class Crew(Roster):
         self._restarter = restarter
         self._serves: dict[int, Serve] = {}
         self._pings: dict[int, Pending] = {}
+        self._spares: dict[int, Pending] = {}
+        self._spared_s = 0.0
         self._heartbeat = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     # The start.
@@ -145,6 +148,7 @@ class Crew(Roster):
         has become of them after PING_LOOK_S at most."""
         start = time.monotonic()
         dead = self._client.endpoint.dead()
+        self._keep_alive(start, dead)
         for worker in self._pinged():
             if worker.rank in dead:
                 self._bury(worker, "its process has died")
@@ -162,6 +166,21 @@ class Crew(Roster):
         for worker in self._pinged():
             if worker.rank in self._pings:
                 self._note_silence(worker)
+
+    def _keep_alive(self, now: float, dead: frozenset[int]) -> None:
+        """Ranks without a store, or whose store is lost, hear from rank 0, too: who hears nothing
+        ends itself, and then a stop waits for it, or (MPICH) the whole job ends with it."""
+        if now - self._spared_s < HEARTBEAT_S:
+            return
+        self._spared_s = now
+        busy = {w.rank for w in self.workers if w.state != LOST} | dead
+        for rank in range(1, self._client.endpoint.size):
+            last = self._spares.get(rank)
+            if rank not in busy and (last is None or last.poll()):
+                with contextlib.suppress(MpifsError):
+                    self._spares[rank] = self._client.start(
+                        rank, Kind.PING, timeout_s=WORKER_HUNG_S
+                    )
 
     def _ping(self, worker: Worker, now: float) -> None:
         worker.pinged_s = now

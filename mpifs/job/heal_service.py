@@ -63,7 +63,7 @@ class HealService:
         self._total = 0
         self._due_s = time.monotonic() + HEAL_DELAY_S
         self._retry_s = 0.0
-        self._is_balance_wanted = False
+        self._is_balance_wanted = bool(self.memory.filling)
         self._stuck: frozenset[int] = frozenset()
         self._seen = self._situation()
         self._position = b""
@@ -93,11 +93,18 @@ class HealService:
         """The table of stores or who serves them has changed; `is_due`: all is to be looked at."""
         self._follow_stores()
         with self._wake:
-            self._seen = self._situation()
             self._stuck = frozenset()
             if is_due:
+                self._seen = self._situation()
                 self._make_due(0.0)
             self._wake.notify_all()
+
+    def fill(self, store: int) -> None:
+        """The store is new in the place of a lost one: it gets its share, across mounts."""
+        with self._wake:
+            self.memory.filling = sorted({*self.memory.filling, store})
+            write_memory(self._folder, self.memory)
+        self.balance(is_wanted=True)
 
     def balance(self, *, is_wanted: bool) -> None:
         """Asks for evening out, or for its end."""
@@ -158,19 +165,23 @@ class HealService:
                 if mine:
                     self._do(step)
 
-    def _situation(self) -> tuple[frozenset[int], tuple[tuple[int, bytes], ...]]:
-        entries = self._index.stores()
-        return self.work.lost_stores(), tuple((int(e.store), e.uuid) for e in entries)
+    def _situation(self) -> tuple[frozenset[int], dict[int, bytes]]:
+        return self.work.lost_stores(), {int(e.store): e.uuid for e in self._index.stores()}
 
     def _look(self) -> None:
-        """Notes whether a store was lost or is back."""
+        """Notes whether a store was lost, exchanged, or is back.  One that came to the volume, or
+        left it, holds nothing: that is no reason to look at all chunks."""
         situation = self._situation()
-        if situation != self._seen:
-            self._follow_stores()
-            with self._wake:
-                self._seen = situation
-                self._stuck = frozenset()
-                log.info("heal: lost stores: %s", sorted(situation[0]) or "none")
+        if situation == self._seen:
+            return
+        self._follow_stores()
+        with self._wake:
+            (was_lost, were), (lost, are) = self._seen, situation
+            known = were.keys() & are.keys()
+            self._seen = situation
+            self._stuck = frozenset()
+            if lost & known != was_lost & known or any(were[s] != are[s] for s in known):
+                log.info("heal: lost stores: %s", sorted(lost) or "none")
                 self._make_due(HEAL_DELAY_S)
 
     def _follow_stores(self) -> None:
@@ -290,6 +301,9 @@ class HealService:
         self.work.even_out(evening, self._progress)
         with self._wake:
             self._is_balance_wanted = False
+            if self.memory.filling:
+                self.memory.filling = []
+                write_memory(self._folder, self.memory)
             self._left = 0
             self._state = IDLE
             self._wake.notify_all()

@@ -72,7 +72,7 @@ class StoresService:
             entry = self._entry(store)
             worker = self._crew.worker_of(store)
             if worker.state != LOST:
-                if self._heal.is_due:  # it was replaced already, and is being filled
+                if store in self._heal.memory.filling:  # it was replaced already
                     return {}
                 raise PosixError(
                     errno.EBUSY,
@@ -92,6 +92,7 @@ class StoresService:
                 ) from None
             self._opened(store)
             self._heal.stores_changed(is_due=True)
+            self._heal.fill(store)
             log.info("store %d is a new, empty one", store)
         return {}
 
@@ -240,7 +241,7 @@ class StoresService:
                 reason = f"worker {store} is lost: {worker.reason}"
             elif heal.is_due and heal.is_waiting:
                 reason = heal.document()["detail"]
-            is_running = heal.is_due
+            is_running = heal.is_due or heal.is_balancing
         elif goal == "drain":
             store = _number(args, "worker")
             is_running = any(entry.store == store for entry in self._index.stores())

@@ -157,6 +157,9 @@ class CopyFindings:
         order = placed(start, cure.key.chunk, len(self._table), self._table) if self._table else ()
         ready = self._case.stores.available - self._case.draining
         free = [store for store in order if store in ready and store not in (*stores, *spare)]
+        if free:  # neighbours share most of their chunks: not all of a lost store's go to one
+            turn = (cure.key.inode + cure.key.chunk // len(self._table)) % len(free)
+            free = free[turn:] + free[:turn]
         for store in gone + bad:
             if spare:
                 stores[stores.index(store)] = spare.pop(0)
