@@ -17,8 +17,8 @@ FILE_NAME = "heal.json"
 @dataclass(slots=True)
 class HealMemory:
     """`is_due`: a pass has not been completed since something changed.  `lost`: the stores that
-    were lost when the last one was.  `filling`: stores that came in place of lost ones and are to get
-    their share of the bytes.  `highest_store`: ids up to it have been in use."""
+    were lost when the last one was.  `filling`: stores that came in place of lost ones and are to
+    get their share of the bytes.  `highest_store`: ids up to it have been in use."""
 
     is_due: bool = False
     lost: list[int] = field(default_factory=list)

@@ -1,5 +1,5 @@
-"""How `mpifs add`, `drain`, `replace`, `rebalance` get at a volume: inside its mount's job, or by a job
-without a mount that ends with the command."""
+"""How `mpifs add`, `drain`, `replace`, `rebalance` get at a volume: inside its mount's job, or by a
+job without a mount that ends with the command."""
 
 from __future__ import annotations
 
