@@ -174,6 +174,7 @@ class Crew(Roster):
             return
         self._spared_s = now
         busy = {w.rank for w in self.workers if w.state != LOST} | dead
+        busy |= {keeper.rank for keeper in self._keepers}
         for rank in range(1, self._client.endpoint.size):
             last = self._spares.get(rank)
             if rank not in busy and (last is None or last.poll()):

@@ -59,7 +59,7 @@ class Questions:
     def survey(self, progress: Progress) -> list[HostFolders]:
         """The folders of every host, told by the first of its ranks that answers."""
         by_host: dict[str, list[Worker]] = {}
-        for worker in self._crew.workers:
+        for worker in filter(lambda one: one.rank, self._crew.workers):
             by_host.setdefault(worker.host, []).append(worker)
         self.hosts = [
             self._survey_host(host, workers, progress) for host, workers in by_host.items()

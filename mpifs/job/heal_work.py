@@ -181,7 +181,13 @@ class HealWork:
         """Stores that serve.  Of one that is being brought back nothing is known: it counts as
         having fallen silent, lest all that it holds be copied."""
         live = set(self._crew.live_stores())
-        access = StoreAccess(self._client, self._crew.rank_of, live, self._index.geometry.checksum)
+        access = StoreAccess(
+            self._client,
+            self._crew.rank_of,
+            live,
+            self._index.geometry.checksum,
+            await_serving=self._crew.await_serving,
+        )
         for worker in self._crew.workers:
             if worker.store not in live and worker.state != LOST:
                 access.silent[worker.store] = worker.reason

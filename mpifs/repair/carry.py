@@ -8,6 +8,7 @@ only once a good image is at hand.  Used by the one thread of a run.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -66,9 +67,10 @@ class Carrier:
             if outcomes[number].is_there or _is_full(outcomes[number].error):
                 continue
             if turn < len(wish.sources) and {wish.sources[turn], wish.target} <= available:
-                ranks = map(self._stores.rank_of, (wish.sources[turn], wish.target))
-                if self._can_talk(*ranks):
-                    pairs[wish.sources[turn], wish.target].append(number)
+                with contextlib.suppress(MpifsError):  # one of them is being replaced
+                    ranks = map(self._stores.rank_of, (wish.sources[turn], wish.target))
+                    if self._can_talk(*ranks):
+                        pairs[wish.sources[turn], wish.target].append(number)
         todo: dict[int, deque[tuple[int, list[int]]]] = defaultdict(deque)
         for (source, target), numbers in pairs.items():
             for part in _parts(wishes, numbers):
@@ -113,8 +115,8 @@ class Carrier:
         try:
             reply = decode_args(bytes(pending.wait().args), CopyReply)
         except MpifsError as error:
-            if isinstance(error, SilentError):
-                self._stores.lose(target, error)
+            if isinstance(error, SilentError):  # back or not: what it has is asked for anew
+                self._stores.has_returned(target, error)
             failed = dict.fromkeys(range(len(part)), error)
         else:
             rank = self._stores.rank_of(target)
