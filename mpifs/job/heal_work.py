@@ -147,7 +147,8 @@ class HealWork:
         view = self._view()
         view.settle()
         targets = self.targets()
-        return Evening(used_bytes(view, dict.fromkeys(targets.order), progress), targets)
+        used = used_bytes(view, dict.fromkeys(targets.order), progress)
+        return Evening(used, targets, self._index.geometry.chunk_size // 2)
 
     def even_out(self, evening: Evening, progress: Progress) -> None:
         """Carries it out.  Raises CancelledError, MpifsError."""

@@ -120,6 +120,9 @@ class Evening:
     used: dict[int, int]
     """Payload bytes that refs name on each store that takes chunks."""
     targets: Targets
+    slack: int = 0
+    """So many bytes above the mean are even enough: half a chunk, which a store that took the last
+    chunk may be above it; without it a second run would move crumbs back and forth."""
 
     def mean(self) -> int:
         """What each store should hold."""
@@ -145,7 +148,8 @@ class Evening:
     def _step(self, ref: ChunkRef, mean: int) -> tuple[int, int] | None:
         """(from, to), None if the chunk had better stay."""
         half = (ref.length + 1) // 2
-        heavy = [store for store in ref.stores if self.used.get(store, 0) - mean >= half]
+        least = max(half, self.slack + 1)
+        heavy = [store for store in ref.stores if self.used.get(store, 0) - mean >= least]
         if not heavy:
             return None
         light = [

@@ -116,7 +116,9 @@ def test_a_store_is_emptied_under_readers_and_writers(
             stop.set()
             thread.join(20)
         assert wrong == []
-        empty(view, stores, 1)  # nobody writes any more
+        # Nobody writes any more; here a store that is emptied still gets new chunks.
+        vfs.committer.sync()
+        empty(view, stores, 1)
         assert named(view)[1] == 0
         assert told(check(view, stores)) == []
         assert {path: read(vfs, path) for path in contents} == contents
@@ -131,7 +133,7 @@ def test_killed_at_any_step_it_goes_on_where_it_was(
     tmp_path: Path, strike: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = ChunkWorld(tmp_path / "v", workers=3, replicas=2)
-    world.fill(SEED, files=6)
+    world.fill(SEED, files=16)
     count = 0
 
     def reach(name: str) -> None:
@@ -144,7 +146,7 @@ def test_killed_at_any_step_it_goes_on_where_it_was(
         patch.setattr(faultpoint, "reach", reach)
         from mpifs.repair import moves
 
-        patch.setattr(moves, "MOVE_BATCH_COUNT", 8)
+        patch.setattr(moves, "MOVE_BATCH_COUNT", 4)
         # in place of the delayed end of a copy, which `finally` would still bring about
         patch.setattr(Healing, "_drop_moved", lambda self: reach("repair.commit"))
         with world.at_rest() as (view, stores), pytest.raises(Killed):
@@ -166,7 +168,8 @@ def test_no_more_is_moved_than_evening_out_needs(tmp_path: Path) -> None:
         assert vfs is not None
         contents = make_files(vfs, random.Random(SEED), 20)
         empty(view, stores, 1)
-        evening = Evening(used_bytes(view, dict.fromkeys((1, 2, 3)), Progress()), targets(stores))
+        used = used_bytes(view, dict.fromkeys((1, 2, 3)), Progress())
+        evening = Evening(used, targets(stores), CHUNK // 2)
         excess = evening.excess()
         moved = 0
         for cures in evening.plan(view, Progress()):
@@ -174,9 +177,9 @@ def test_no_more_is_moved_than_evening_out_needs(tmp_path: Path) -> None:
             moved += sum(cure.ref.length for cure in cures)
         used = used_bytes(view, dict.fromkeys((1, 2, 3)), Progress())
         assert used == evening.used
-        assert max(used.values()) - min(used.values()) <= 2 * CHUNK
+        assert max(used.values()) - min(used.values()) <= 3 * CHUNK
         assert 0 < moved <= excess + 3 * CHUNK
-        again = Evening(dict(used), targets(stores))
+        again = Evening(dict(used), targets(stores), CHUNK // 2)
         assert [cure for cures in again.plan(view, Progress()) for cure in cures] == []
         assert told(check(view, stores)) == []
         assert {path: read(vfs, path) for path in contents} == contents
