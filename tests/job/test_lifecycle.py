@@ -187,7 +187,7 @@ def test_status(one: Volume) -> None:
     time.sleep(0.5)
     for place in (one.folder.path, str(one.mountpoint)):
         document = json.loads(mpifs("status", place, "--json").stdout)
-        assert list(document) == ["volume", "mount", "workers", "files", "bytes"]
+        assert list(document) == ["volume", "mount", "workers", "files", "bytes", "heal"]
         assert list(document["volume"]) == ["uuid", "chunk_size", "replicas", "checksum", "workers"]
         assert document["mount"] == {
             "mountpoint": str(one.mountpoint),
