@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from mpifs import faultpoint
 from mpifs.core.errors import PosixError
 from mpifs.core.limits import REQUEST_TIMEOUT_S, STOP_TIMEOUT_S, UNUSED_JOB_S
 from mpifs.core.types import StoreState, opened
@@ -80,9 +81,11 @@ class Master:
             )
             log.info("serving %s at %s", folder.path, self.config.mountpoint or "no mount")
             self._stop.wait()
+            faultpoint.reach("umount.asked")
             job_state.change(folder, job, job_state.STOPPING)
             if self._mount is not None and not self._mount.unmount(_BUSY_GRACE_S):
                 log.warning("the mount was taken away from processes that used it")
+            faultpoint.reach("umount.gone")
         finally:
             self._finish()
         job_state.change(folder, job, job_state.STOPPED)
@@ -96,9 +99,11 @@ class Master:
         copy_stores = self._copy_stores(index)
         copier = IndexCopier(index, copy_stores)
         hellos = self.crew.greet()
+        faultpoint.reach("mount.greeted")
         stores = index.stores()
         self.crew.serve(index.geometry, stores, hellos, relaxed=self.options.is_relaxed)
         self._undo.callback(self._copy_at_end, copier)
+        faultpoint.reach("mount.served")
         if any(entry.state is StoreState.FRESH for entry in stores):
             index.set_stores([opened(entry) for entry in stores])
             index.sync()
@@ -130,6 +135,7 @@ class Master:
             mount = FuseMount(vfs, self.config.mountpoint, self.options.mount)
             mount.start()
             self._mount = mount
+            faultpoint.reach("mount.mounted")
             copier.start()
             scrub.start()
             threading.Thread(target=self._await_unmount, name="unmount", daemon=True).start()
@@ -148,6 +154,7 @@ class Master:
         thread = threading.Thread(target=copier.finish, args=(_COPY_AT_END_S,), daemon=True)
         thread.start()
         thread.join(_COPY_AT_END_S + 1.0)
+        faultpoint.reach("umount.copied")
         if thread.is_alive():
             log.warning("the last copy of the index takes too long: stopping without it")
 
@@ -210,6 +217,7 @@ class Master:
         os._exit(1)
 
     def _dismiss(self) -> None:
+        faultpoint.reach("umount.closed")
         for reason in self.crew.dismiss():
             log.warning("at the end: %s", reason)
 

@@ -21,6 +21,7 @@ import sys
 import time
 from dataclasses import replace
 
+from mpifs import faultpoint
 from mpifs.core.errors import MpifsError, StartError
 from mpifs.core.limits import (
     FINALIZE_TIMEOUT_S,
@@ -122,6 +123,7 @@ class Supervisor:
                 env=environment,
                 start_new_session=True,
             )
+        faultpoint.reach("supervisor.started")
         pid = self._launcher.pid
         found = processes.Process(pid, processes.start_of(pid))
         job_state.update(self.folder, {"launcher": list(found), "mpi": launcher.kind})
@@ -267,6 +269,7 @@ class Supervisor:
 
     def _end_all(self) -> None:
         """No process, mount or file of this start is left afterwards, or the log says which."""
+        faultpoint.reach("supervisor.clearing")
         for reason in leftovers.clean(self.folder):
             job_state.log_line(self.folder, reason)
         if self._launcher is not None:

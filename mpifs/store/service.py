@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+from mpifs import faultpoint
 from mpifs.core.checksum import ChecksumFunction, function_of
 from mpifs.core.errors import (
     DamageError,
@@ -245,6 +246,7 @@ class StoreService:
             if self._sum(image[IMAGE_HEADER_BYTES:]) != header.checksum:
                 raise PosixError(errno.EBADMSG, f"{header.key} was damaged on the way")
             images.append(Image(header, image))
+        faultpoint.reach("store.received")
         if len(images) == 1:
             images = [_padded_in_place(images[0], request.buffer)]
         self._submit(request, Change(puts=images), len(body))
