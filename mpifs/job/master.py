@@ -227,7 +227,7 @@ def serve(config_of: Callable[[int], JobConfig], endpoint: Endpoint, gate: Signa
     client = Client(endpoint)
     try:
         config = config_of(endpoint.size - 1)
-        rank.remember_shared_memory(config.folder, config.job)
+        rank.announce(config.folder, config.job)
         if config.workers > endpoint.size - 1:
             raise PosixError(errno.EINVAL, f"started with {endpoint.size - 1} workers")
         is_fsck = config.task == FSCK

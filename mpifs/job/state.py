@@ -37,8 +37,9 @@ LIVE = (STARTING, RESTARTING, READY, STOPPING)
 State = dict[str, Any]
 """Keys: job, state, reason, since, boot, volume, mountpoint, scratch (the job's TMPDIR),
 restarts (how often it was restarted) and crash (the last reason for it), fault (why rank 0 ended
-itself, written by it), supervisor, launcher and rank0 ([pid, start]), shm ([[path, inode]]),
-workers ([{id, rank, host, pid}])."""
+itself, written by it), supervisor, launcher, master (rank 0 from its first moment) and rank0 (the
+same once it has served; each [pid, start]), shm ([[path, inode]]), workers ([{id, rank, host,
+pid}])."""
 
 
 def read(folder: VolumeFolder) -> State:
@@ -100,7 +101,14 @@ def restart(folder: VolumeFolder, reason: str, restarts: int, scratch: str) -> N
     """
     fields = {"state": RESTARTING, "reason": reason, "since": time.time(), "restarts": restarts}
     fields |= {"crash": reason}
-    gone: State = {"scratch": scratch, "rank0": None, "launcher": None, "shm": [], "fault": ""}
+    gone: State = {
+        "scratch": scratch,
+        "rank0": None,
+        "master": None,
+        "launcher": None,
+        "shm": [],
+        "fault": "",
+    }
     update(folder, {**fields, **gone})
 
 

@@ -192,6 +192,9 @@ class Supervisor:
         if name in (job_state.READY, job_state.STOPPING):
             if job_state.process(state, "rank0") is None:
                 self._end_within(CRASH_GRACE_S)
+        elif name in job_state.BEGINNING:
+            if state.get("master") and job_state.process(state, "master") is None:
+                self._end_within(CRASH_GRACE_S)
         elif self._rank0 is not None and not self._rank0[0].is_alive:
             self._end_within(DEATH_GRACE_S)
 
