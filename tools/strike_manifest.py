@@ -11,7 +11,8 @@ name and a stream of bytes made from a seed; any prefix of a stream is known by 
     closed  the file was closed, renamed or removed so; durable after the commit interval
     error   an operation failed; the writer ends
 
-As a program it is the writer: strike_manifest.py FOLDER MANIFEST STREAMS.json PREFIX SEED
+As a program it is the writer: strike_manifest.py DESCRIPTOR MANIFEST STREAMS.json PREFIX SEED,
+with a descriptor of the folder that it writes in.
 """
 
 from __future__ import annotations
@@ -68,8 +69,8 @@ class Writer:
     """Random operations in one folder, through a descriptor of it: a dead mount stays dead for it
     also when it has been taken away."""
 
-    def __init__(self, folder: str, manifest: str, files: dict[str, Content], prefix: str) -> None:
-        self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    def __init__(self, folder: int, manifest: str, files: dict[str, Content], prefix: str) -> None:
+        self._folder = folder
         self._manifest = Manifest(manifest)
         self._files = files
         self._prefix = prefix
@@ -246,7 +247,7 @@ def main() -> None:
     with open(streams, encoding="utf-8") as file:
         files = {name: Content(*content) for name, content in json.load(file).items()}
     mine = {name: content for name, content in files.items() if name.startswith(prefix)}
-    Writer(folder, manifest, mine, prefix).run(int(seed))
+    Writer(int(folder), manifest, mine, prefix).run(int(seed))
 
 
 if __name__ == "__main__":

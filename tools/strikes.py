@@ -126,7 +126,6 @@ class Striker:
             self._struck = what
             return
         self.look(env if point else {}, fsck=fsck)
-        self.armed.touch()
         state = job_state.read(self.folder)
         self._struck_s = self._write_and_die(what, point, state)
         self.reached += bool(not point or self.once.exists())
@@ -165,7 +164,10 @@ class Striker:
         """When the volume was last alive for certain."""
         streams = self.volume.folder / "streams.json"
         streams.write_text(json.dumps(self.files))
-        writers = [self._start_writer(name, streams) for name in WRITERS]
+        folder = os.open(self.volume.mnt, os.O_RDONLY | os.O_DIRECTORY)
+        self.armed.touch()
+        writers = [self._start_writer(name, streams, folder) for name in WRITERS]
+        os.close(folder)  # the writers have it, also of a mount that is dead.
         try:
             if point in UMOUNT_POINTS:
                 time.sleep(self.rng.uniform(0.1, 0.6))
@@ -195,14 +197,13 @@ class Striker:
         if (rank0 := job_state.process(state, "rank0")) is not None:
             _kill(rank0.pid)
 
-    def _start_writer(self, name: str, streams: Path) -> subprocess.Popen[bytes]:
+    def _start_writer(self, name: str, streams: Path, folder: int) -> subprocess.Popen[bytes]:
         manifest = self.volume.folder / f"manifest-{self.strikes}-{name}"
         self._manifests.append(manifest)
         program = Path(__file__).with_name("strike_manifest.py")
-        words = [self.volume.mnt, manifest, streams, name, self.rng.randrange(1 << 32)]
-        return subprocess.Popen(
-            [sys.executable, str(program), *map(str, words)], stdin=subprocess.PIPE
-        )
+        words = [folder, manifest, streams, name, self.rng.randrange(1 << 32)]
+        command = [sys.executable, str(program), *map(str, words)]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=(folder,))
 
     @staticmethod
     def _end_writers(writers: list[subprocess.Popen[bytes]]) -> None:

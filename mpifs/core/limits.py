@@ -49,7 +49,8 @@ RESTARTS_S = 60.0  # this time: then it is given up until the next mount.
 RESTART_BACKOFF_S = 0.25  # before a second try, doubled for each further one.
 RECOVERY_S = 60.0  # a read or a write waits so long for a dead worker to be replaced: 3 restarts.
 PARKED_LOOK_S = 0.25  # a chunk that no worker takes is tried again after this.
-MASTER_SILENCE_S = 15.0  # a worker that hears nothing from rank 0 for so long ends itself.
+MASTER_SILENCE_S = 12.0  # a worker that hears nothing from rank 0 for so long ends itself,
+ENDING_SILENCE_S = 3.0  # and after this when its launcher is ending the job; 3 heartbeats.
 HEARTBEAT_S = 1.0
 PING_LOOK_S = (
     0.25  # a round of pings ends after this; who has not answered is asked no second time.
@@ -68,7 +69,7 @@ JOB_RESTART_WAIT_S = (
 )
 JOB_RESTART_WAIT_MAX_S = 30.0  # first, and never longer than this: a host takes minutes to boot.
 JOB_RESTART_SETTLED_S = 60.0  # served for so long, the next crash is the first in a row again.
-HOST_PROBE_S = 5.0  # a host that has not run `true` by then is left out of the restart.
+HOST_PROBE_S = 5.0  # a host that has not run a command by then is left out of the restart.
 
 # Polling.
 SPIN_S = 100e-6  # spin this long after traffic: a round trip takes 7-30 µs, a sleep costs 60.

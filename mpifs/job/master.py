@@ -35,6 +35,7 @@ from mpifs.job.crew import Crew
 from mpifs.job.fsck_live import LiveChecks
 from mpifs.job.fsck_master import FsckMaster
 from mpifs.job.fsck_service import ChecksTurn, FsckService
+from mpifs.job.host_watch import HostWatch
 from mpifs.job.options import JobOptions, parse_options
 from mpifs.job.recovery import restarter_of
 from mpifs.job.roster import LOST
@@ -80,6 +81,7 @@ class Master:
                 folder, job, job_state.READY, rank0=mine, workers=self._roster(), lost=self._lost()
             )
             log.info("serving %s at %s", folder.path, self.config.mountpoint or "no mount")
+            self._watch_hosts()
             self._stop.wait()
             faultpoint.reach("umount.asked")
             job_state.change(folder, job, job_state.STOPPING)
@@ -188,6 +190,18 @@ class Master:
             only_if=lambda state: state.get("job") == job,
         )
         leftovers.remember_shared_memory(self.config.folder, {"job": job})
+
+    def _watch_hosts(self) -> None:
+        endpoint, job = self.client.endpoint, self.config.job
+
+        def tell(reason: str) -> None:
+            job_state.update(
+                self.config.folder,
+                {"fault": reason},
+                only_if=lambda state: state.get("job") == job,
+            )
+
+        HostWatch(self.crew.workers, endpoint.host(endpoint.rank), self._stop, tell).start()
 
     def _await_unmount(self) -> None:
         assert self._mount is not None

@@ -5,8 +5,10 @@ which hosts, and why it was necessary.  Standard library only: the supervisor im
 from __future__ import annotations
 
 import os
+import shlex
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -18,8 +20,13 @@ from mpifs.core.limits import (
     START_TIMEOUT_S,
 )
 from mpifs.job.folder import VolumeFolder
+from mpifs.job.processes import JOB_VARIABLE
 
-_LOST_HOST = b"lost communication with a remote daemon"  # what Open MPI's launcher says of it.
+_LOST_HOST = (  # what Open MPI's launcher says of it.
+    b"lost communication with a remote daemon",
+    b"A daemon failed to report back",
+)
+_END_RANKS = ["-m", "mpifs.job.end_ranks"]
 _SSH = ["ssh", "-x", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={HOST_PROBE_S:.0f}"]
 
 
@@ -87,25 +94,32 @@ def _says_lost_host(folder: VolumeFolder, log_start: int) -> bool:
     try:
         with open(folder.log, "rb") as file:
             file.seek(log_start)
-            return _LOST_HOST in b" ".join(file.read(1 << 22).split())
+            text = b" ".join(file.read(1 << 22).split())
     except OSError:
         return False
+    return any(words in text for words in _LOST_HOST)
 
 
-def answering(hosts: Sequence[str], agent: str) -> tuple[list[str], list[str]]:
-    """(hosts that run a command, hosts that do not), each as in `hosts`, which may repeat one.
+def answering(hosts: Sequence[str], agent: str, job: str) -> tuple[list[str], list[str]]:
+    """(hosts that answer, hosts that do not), each as in `hosts`, which may repeat one.
 
-    All are asked at once and have HOST_PROBE_S; this host is not asked.
+    Those that answer have ended what the job's former start left there (end_ranks.py).  All are
+    asked at once and have HOST_PROBE_S; this host is not asked.
     """
+    path = os.environ.get("PYTHONPATH")
+    words = [*(["env", f"PYTHONPATH={path}"] if path else []), sys.executable, *_END_RANKS, job]
+    command = " ".join(map(shlex.quote, words))
+    environment = {k: v for k, v in os.environ.items() if k != JOB_VARIABLE}
     probes: dict[str, subprocess.Popen[bytes]] = {}
     for host in dict.fromkeys(hosts):
         if not _is_here(host):
             probes[host] = subprocess.Popen(
-                [*([agent] if agent else _SSH), host, "true"],
+                [*([agent] if agent else _SSH), host, command],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 cwd="/",
+                env=environment,
                 start_new_session=True,
             )
     deadline = time.monotonic() + HOST_PROBE_S

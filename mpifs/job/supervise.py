@@ -25,7 +25,6 @@ from mpifs import faultpoint
 from mpifs.core.errors import MpifsError, StartError
 from mpifs.core.limits import (
     FINALIZE_TIMEOUT_S,
-    HOST_PROBE_S,
     REQUEST_TIMEOUT_S,
     START_TIMEOUT_S,
     STOP_TIMEOUT_S,
@@ -263,11 +262,10 @@ class Supervisor:
             self._sleep(left)
         if not self._hosts or self._must_stop:
             return
-        hosts, silent = answering(self._hosts, self.config.launch_agent)
+        hosts, silent = answering(self._hosts, self.config.launch_agent, self.config.job)
         if silent:
             names = ", ".join(dict.fromkeys(silent))
-            text = f"no answer from {names} within {HOST_PROBE_S:g} s"
-            job_state.log_line(self.folder, text + "; starting without")
+            job_state.log_line(self.folder, f"no answer from {names}; starting without")
         self.config = replace(self.config, hosts=hosts, workers=len(hosts))
 
     def _end_all(self) -> None:

@@ -37,6 +37,7 @@ from mpifs.core.limits import (
     BATCH_COUNT_MAX,
     CHUNK_BYTES_MAX,
     CHUNK_BYTES_MIN,
+    ENDING_SILENCE_S,
     HEARTBEAT_S,
     INDEX_COPY_PIECE_BYTES,
     LEASE_CLOSE_S,
@@ -91,6 +92,9 @@ class StoreService:
         self._leases = threading.BoundedSemaphore(LEASES_MAX)
         self._is_stopped = threading.Event()
         self._looked_s = self._heard_s = clock()
+        self._silence_s = MASTER_SILENCE_S
+        self.is_forsaken = False
+        """Whether it has closed because rank 0 was silent."""
         self._checkup = checkup = Checkup(volume_folder, self._being_served)
         self._handlers: dict[int, Callable[[Request], None]] = {
             Kind.HELLO: self._hello,
@@ -140,10 +144,15 @@ class StoreService:
         self._looked_s = now
         if stood_s > HEARTBEAT_S:
             self._heard_s = min(now, self._heard_s + stood_s)
-        if now - self._heard_s > MASTER_SILENCE_S and not self._is_stopped.is_set():
-            _log.error("nothing heard from rank 0 for %.0f s: closing the store", MASTER_SILENCE_S)
+        if now - self._heard_s > self._silence_s and not self._is_stopped.is_set():
+            _log.error("nothing heard from rank 0 for %.0f s: closing the store", self._silence_s)
+            self.is_forsaken = True
             self.close()
         return self._is_stopped.is_set()
+
+    def expect_end(self) -> None:
+        """The job is being ended: rank 0 says STOP soon, or is dead.  Any thread."""
+        self._silence_s = ENDING_SILENCE_S
 
     def idle(self) -> None:
         """Called by the loop when there is nothing to do."""

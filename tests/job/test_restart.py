@@ -162,10 +162,10 @@ def test_hosts_that_do_not_answer(tmp_path: os.PathLike[str]) -> None:
     agent = os.path.join(tmp_path, "agent")
     with open(os.open(agent, os.O_WRONLY | os.O_CREAT, 0o700), "w") as file:
         file.write(
-            '#!/bin/sh\ncase $1 in a) exec sleep 60;; b) exit 255;; esac\nshift\nexec "$@"\n'
+            '#!/bin/sh\ncase $1 in a) exec sleep 60;; b) exit 255;; esac\nshift\nexec sh -c "$*"\n'
         )
     begun = time.monotonic()
-    assert answering(["a", "c", "b", "localhost", "c"], agent) == (
+    assert answering(["a", "c", "b", "localhost", "c"], agent, "none") == (
         ["c", "localhost", "c"],
         ["a", "b"],
     )
