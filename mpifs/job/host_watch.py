@@ -16,19 +16,24 @@ from collections.abc import Callable, Iterable
 
 from mpifs.core.limits import HEARTBEAT_S, HOST_SILENCE_S
 from mpifs.job.roster import SERVING, SILENT, Worker
+from mpifs.transport.endpoint import Endpoint
 
 log = logging.getLogger(__name__)
 
 
-def silent_host(workers: Iterable[Worker], own_host: str, now: float) -> str:
-    """A host other than rank 0's, none of whose workers has answered for HOST_SILENCE_S; or "".
+def silent_host(
+    ranks: Iterable[Worker], host_of: Callable[[int], str], own_host: str, now: float
+) -> str:
+    """A host other than rank 0's, none of whose ranks has answered for HOST_SILENCE_S; or "".
 
-    Workers that are known to be dead do not count: somebody there has told of it.
+    Ranks that are known to be dead do not count: somebody there has told of it.
     """
     answered: dict[str, float] = {}
-    for worker in workers:
-        if worker.state in (SERVING, SILENT) and worker.rank and worker.host != own_host:
-            answered[worker.host] = max(answered.get(worker.host, 0.0), worker.answered_s)
+    for worker in ranks:
+        if worker.rank and worker.state in (SERVING, SILENT):
+            host = host_of(worker.rank)
+            if host != own_host:
+                answered[host] = max(answered.get(host, 0.0), worker.answered_s)
     return next((host for host, last in answered.items() if now - last > HOST_SILENCE_S), "")
 
 
@@ -37,13 +42,13 @@ class HostWatch:
 
     def __init__(
         self,
-        workers: list[Worker],
-        own_host: str,
+        ranks: Callable[[], list[Worker]],
+        endpoint: Endpoint,
         stop: threading.Event,
         tell: Callable[[str], None],
     ) -> None:
-        self._workers = workers
-        self._own_host = own_host
+        self._ranks = ranks
+        self._endpoint = endpoint
         self._stop = stop
         self._tell = tell
 
@@ -52,15 +57,15 @@ class HostWatch:
         threading.Thread(target=self._run, name="host-watch", daemon=True).start()
 
     def _run(self) -> None:
+        own_host = self._endpoint.host(self._endpoint.rank)
         seen = time.monotonic()
         while not self._stop.wait(HEARTBEAT_S):
             now = time.monotonic()
-            if now - seen > 2 * HEARTBEAT_S:  # this process itself stood still.
-                log.info("no look at the hosts for %.1f s", now - seen)
+            if now - seen > 2 * HEARTBEAT_S:  # this process itself stood still: answers may wait.
                 self._stop.wait(HOST_SILENCE_S)
                 now = time.monotonic()
             seen = now
-            host = silent_host(list(self._workers), self._own_host, now)
+            host = silent_host(self._ranks(), self._endpoint.host, own_host, now)
             if host and not self._stop.is_set():
                 reason = f"host {host} has been silent for {HOST_SILENCE_S:g} s"
                 log.error("%s: ending, because MPI cannot go on without a host", reason)

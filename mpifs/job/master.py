@@ -107,7 +107,8 @@ class Master:
         self._undo.callback(self._copy_at_end, copier)
         faultpoint.reach("mount.served")
         if any(entry.state is StoreState.FRESH for entry in stores):
-            index.set_stores([opened(entry) for entry in stores])
+            made = set(self.crew.live_stores())  # one that was not made is so at the next mount.
+            index.set_stores([opened(e) if e.store in made else e for e in stores])
             index.sync()
         self.crew.start_heartbeat()
         vfs = build_vfs(
@@ -201,7 +202,7 @@ class Master:
                 only_if=lambda state: state.get("job") == job,
             )
 
-        HostWatch(self.crew.workers, endpoint.host(endpoint.rank), self._stop, tell).start()
+        HostWatch(self.crew.everyone, endpoint, self._stop, tell).start()
 
     def _await_unmount(self) -> None:
         assert self._mount is not None

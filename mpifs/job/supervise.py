@@ -262,11 +262,11 @@ class Supervisor:
             self._sleep(left)
         if not self._hosts or self._must_stop:
             return
-        hosts, silent = answering(self._hosts, self.config.launch_agent, self.config.job)
+        found, silent = answering(self._hosts, self.config.launch_agent, self.config.job)
         if silent:
             names = ", ".join(dict.fromkeys(silent))
             job_state.log_line(self.folder, f"no answer from {names}; starting without")
-        self.config = replace(self.config, hosts=hosts, workers=len(hosts))
+        self.config = replace(self.config, hosts=found, workers=len(found))
 
     def _end_all(self) -> None:
         """No process, mount or file of this start is left afterwards, or the log says which."""

@@ -116,18 +116,21 @@ def _name(pid: int) -> str:
 
 def test_when_a_host_is_gone() -> None:
     now, old = 1000.0, 1000.0 - HOST_SILENCE_S - 0.1
+    hosts = {1: "a", 2: "a", 3: "b", 4: "master"}
 
-    def worker(host: str, answered_s: float, state: str = SERVING) -> Worker:
-        return Worker(1, 1, host, 1, state, answered_s=answered_s)
+    def gone(*ranks: tuple[int, float, str]) -> str:
+        workers = [Worker(rank, 1, "", 1, state, answered_s=at) for rank, at, state in ranks]
+        return silent_host(workers, hosts.__getitem__, "master", now)
 
-    assert silent_host([worker("a", old, SILENT)], "master", now) == "a"
-    assert silent_host([worker("a", old, SILENT), worker("a", now)], "master", now) == ""
-    assert silent_host([worker("a", old, SILENT), worker("a", old, DEAD)], "master", now) == "a"
-    assert silent_host([worker("b", now), worker("a", old, SILENT)], "master", now) == "a"
+    assert gone((1, old, SILENT)) == "a"
+    assert gone((1, old, SILENT), (2, now, SERVING)) == ""
+    assert gone((1, old, SILENT), (2, old, DEAD)) == "a"
+    assert gone((3, now, SERVING), (1, old, SILENT)) == "a"
     for state in (DEAD, LOST):
-        assert silent_host([worker("a", old, state)], "master", now) == ""
-    assert silent_host([worker("master", old, SILENT)], "master", now) == ""
-    assert silent_host([worker("a", now - HOST_SILENCE_S / 2, SILENT)], "master", now) == ""
+        assert gone((1, old, state)) == ""
+    assert gone((0, old, SILENT)) == ""
+    assert gone((4, old, SILENT)) == ""
+    assert gone((1, now - HOST_SILENCE_S / 2, SILENT)) == ""
 
 
 pytestmark = pytest.mark.timeout(150)
