@@ -10,6 +10,7 @@ nothing in mpifs asks.  A test does, in the environment of the process:
         flip    alter() changes one byte of the buffer (the Nth time only)
     MPIFS_FAULT_ONCE=PATH           a kill or flip is done only by the process that makes this
                                     file: a restarted process with the same environment lives on
+    MPIFS_FAULT_ARMED=PATH          nothing is counted before this file is there
 
 The names and what they mean are listed in mpifs/doc/faults.md.
 """
@@ -37,6 +38,7 @@ def _parse(text: str) -> tuple[str, int, str]:
 
 _wanted, _times, _action = _parse(os.environ.get("MPIFS_FAULT", ""))
 _once = os.environ.get("MPIFS_FAULT_ONCE", "")
+_armed = os.environ.get("MPIFS_FAULT_ARMED", "")
 _count = 0  # guarded by _lock.
 _lock = threading.Lock()
 
@@ -68,6 +70,8 @@ def _strike() -> None:
 def _is_due() -> bool:
     """Counts; whether the Nth time has come (once for kill and flip, from then on otherwise)."""
     global _count  # noqa: PLW0603 - counts the times of this process.
+    if _armed and not os.path.exists(_armed):
+        return False
     with _lock:
         _count += 1
         return _count == _times or (_count > _times and _action in ("hang", "full"))

@@ -25,9 +25,9 @@ for number in range(1, 5):
 """
 
 
-def run(fault: str, once: Path | None = None, timeout_s: float = 20) -> tuple[int, list[str]]:
+def run(fault: str, timeout_s: float = 20, **more: object) -> tuple[int, list[str]]:
     """Exit code and lines of the program above under a fault."""
-    env = {"MPIFS_FAULT": fault} | ({"MPIFS_FAULT_ONCE": str(once)} if once else {})
+    env = {"MPIFS_FAULT": fault} | {f"MPIFS_FAULT_{key}": str(more[key]) for key in more}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], env=env, capture_output=True, text=True, timeout=timeout_s
     )
@@ -50,9 +50,16 @@ def test_kill_at_the_nth_time(fault: str, lines: int) -> None:
 
 def test_only_the_first_process_strikes(tmp_path: Path) -> None:
     once = tmp_path / "struck"
-    assert run("here:2", once) == (-signal.SIGKILL, CLEAN[:1])
+    assert run("here:2", ONCE=once) == (-signal.SIGKILL, CLEAN[:1])
     assert once.exists()
-    assert run("here:2", once) == (0, CLEAN)
+    assert run("here:2", ONCE=once) == (0, CLEAN)
+
+
+def test_nothing_is_counted_before_it_is_armed(tmp_path: Path) -> None:
+    armed = tmp_path / "armed"
+    assert run("here:1", ARMED=armed) == (0, CLEAN)
+    armed.touch()
+    assert run("here:1", ARMED=armed) == (-signal.SIGKILL, [])
 
 
 def test_flip_changes_one_byte_once() -> None:

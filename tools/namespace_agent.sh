@@ -9,4 +9,6 @@ while [ $# -gt 0 ]; do
 done
 host=$1
 shift
+# A host whose link is down is not reached, as with ssh.
+ip -n "$host" link show eth0 | grep -q LOWER_UP || exit 255
 exec ip netns exec "$host" unshare --uts sh -c 'hostname "$1"; shift; exec sh -c "$*"' sh "$host" "$@"

@@ -22,7 +22,7 @@ def mount(
             "-o",
             metavar="OPT,…",
             help="ro, allow_other, noatime, fuse=2|3, threads=N, commit=SECONDS, dirty=SIZE, "
-            "cache=SIZE, sync=relaxed, writeback, attr_timeout=S, entry_timeout=S.",
+            "cache=SIZE, sync=relaxed, restart=N, writeback, attr_timeout=S, entry_timeout=S.",
         ),
     ] = None,
     foreground: Annotated[

@@ -55,7 +55,12 @@ def _show(document: dict[str, Any], details: dict[str, Any], path: str, *, clear
     who = f", pid {mount['pid']}" if mount["pid"] else ""
     why = f" ({details['reason']})" if details.get("reason") else ""
     console.print(f"mount    {mount['state']}{where}{who}{why}", markup=False)
-    console.print(f"content  {document['files']} files, {_size(document['bytes'])}", markup=False)
+    if details.get("restarts"):
+        text = f"restarts {details['restarts']}, the last one because {details['crash']}"
+        console.print(text, markup=False)
+    if document["files"] is not None:
+        content = f"{document['files']} files, {_size(document['bytes'])}"
+        console.print(f"content  {content}", markup=False)
     if "dirty_bytes" in details:
         asked = details["cache_hits"] + details["cache_misses"]
         share = f"{100 * details['cache_hits'] // asked} %" if asked else "-"

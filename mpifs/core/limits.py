@@ -49,7 +49,8 @@ RESTARTS_S = 60.0  # this time: then it is given up until the next mount.
 RESTART_BACKOFF_S = 0.25  # before a second try, doubled for each further one.
 RECOVERY_S = 60.0  # a read or a write waits so long for a dead worker to be replaced: 3 restarts.
 PARKED_LOOK_S = 0.25  # a chunk that no worker takes is tried again after this.
-MASTER_SILENCE_S = 15.0  # a worker that hears nothing from rank 0 for so long ends itself.
+MASTER_SILENCE_S = 12.0  # a worker that hears nothing from rank 0 for so long ends itself,
+ENDING_SILENCE_S = 3.0  # and after this when its launcher is ending the job; 3 heartbeats.
 HEARTBEAT_S = 1.0
 PING_LOOK_S = (
     0.25  # a round of pings ends after this; who has not answered is asked no second time.
@@ -57,7 +58,18 @@ PING_LOOK_S = (
 PINGS_MAX = 1024  # answers waited for together: polling more takes longer than the wait.
 HELLO_TIMEOUT_S = 15.0  # half of START_TIMEOUT_S: the rest is for opening the stores.
 STATS_TIMEOUT_S = 2.0  # a status that is late is worth nothing.
+HOST_SILENCE_S = 8.0  # no answer from any worker of another host: the host is gone.  Before
+# WORKER_HUNG_S, because a replacement cannot be started there; 15 s are for all until it is clean.
 UNUSED_JOB_S = 10.0  # a job without a mount whose command was killed ends itself after this.
+
+# Restarting a volume that has crashed (-o restart=N).
+JOB_RESTARTS_MAX = 1000  # more is a loop that hides a fault.
+JOB_RESTART_WAIT_S = (
+    1.0  # before the second restart in a row, doubled for each more; none before the
+)
+JOB_RESTART_WAIT_MAX_S = 30.0  # first, and never longer than this: a host takes minutes to boot.
+JOB_RESTART_SETTLED_S = 60.0  # served for so long, the next crash is the first in a row again.
+HOST_PROBE_S = 5.0  # a host that has not run a command by then is left out of the restart.
 
 # Polling.
 SPIN_S = 100e-6  # spin this long after traffic: a round trip takes 7-30 µs, a sleep costs 60.

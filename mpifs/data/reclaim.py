@@ -6,6 +6,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
+from mpifs import faultpoint
 from mpifs.core import image
 from mpifs.core.limits import BATCH_COUNT_MAX
 from mpifs.core.messages import Kind
@@ -60,6 +61,7 @@ class Reclaim:
                     kept.update(part)
                     continue
                 under_way.append((store, part, pending))
+                faultpoint.reach("garbage.sent")
         for store, part, pending in under_way:
             try:
                 self._on_free(store, pending.wait().header.free)

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from mpifs import faultpoint
 from mpifs.core import image
 from mpifs.core.buffers import BufferPool
 from mpifs.core.checksum import function_of
@@ -94,11 +95,13 @@ class Scatter:
 
     def submit(self, item: Outgoing) -> None:
         """Queues a chunk; its buffer is the scatter thread's until `done` was called."""
+        faultpoint.reach("chunk.frozen")
         self._queue.append(item)
         self._endpoint.ring(self._endpoint.rank, self._address)
 
     def submit_many(self, items: list[Outgoing]) -> None:
         """As `submit`, with one wake-up: small chunks of one call travel in few messages."""
+        faultpoint.reach("chunk.frozen")
         self._queue.extend(items)
         self._endpoint.ring(self._endpoint.rank, self._address)
 
@@ -172,6 +175,7 @@ class Scatter:
         except OSError as error:
             self._finish(store, items, error)
             return
+        faultpoint.reach("chunk.sent")
         self._under_way.append((pending, store, items, owned))
         self._bytes += sum(_ROOM + item.length for item in items)
 
@@ -180,6 +184,7 @@ class Scatter:
         if not finished:
             return False
         self._under_way = [entry for entry in self._under_way if entry not in finished]
+        faultpoint.reach("chunk.answered")
         for pending, store, items, owned in finished:
             self._bytes -= sum(_ROOM + item.length for item in items)
             error: OSError | None = None

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from stat import S_IFDIR
 
+from mpifs import faultpoint
 from mpifs.core import records
 from mpifs.core.errors import DamageError, FormatError, FullError, PosixError
 from mpifs.core.limits import NUMBER_RESERVE
@@ -71,6 +72,7 @@ class Index(Amending):
                     )
             finally:
                 environment.close()
+            faultpoint.reach("mkfs.filled")
             write_superblock(folder, superblock)
         finally:
             os.close(lock)
@@ -158,6 +160,8 @@ class Index(Amending):
                 self._env.preallocate_ahead(batch.estimate_bytes())
                 with self._env.write() as transaction:
                     batch.write(transaction)
+                    faultpoint.reach("commit.filled")
+                faultpoint.reach("commit.done")
             except BaseException:
                 self._is_committing = False
                 raise
@@ -216,6 +220,7 @@ class Index(Amending):
             return
         try:
             self.sync()
+            faultpoint.reach("umount.numbers")
             with self._env.write() as transaction:
                 for key, numbers in self._numbers.items():
                     # The rest of the range was never handed out and never will be by this process.
@@ -285,6 +290,7 @@ def _load(make: type[Index], environment: Environment, geometry: Superblock, res
         for key, numbers in limits.items():
             numbers.raise_limit()
             transaction.put(records.META, key, records.encode_number(key, numbers.wanted))
+    faultpoint.reach("mount.numbers")
     for numbers in limits.values():
         numbers.settle(numbers.wanted)
     index = make(environment, geometry, stores, counters, limits)

@@ -15,6 +15,7 @@ import contextlib
 from collections.abc import Generator, Iterable
 from itertools import islice
 
+from mpifs import faultpoint
 from mpifs.core.errors import DamageError
 from mpifs.core.limits import DROP_COUNT_MAX
 from mpifs.core.mending import correct_record
@@ -108,6 +109,7 @@ class Refs(State):
                     stored += self._replace(inode, chunk, ref, stored)
             finally:
                 self._set_stored(inode, stored)
+        faultpoint.reach("index.refs")
 
     def drop_refs(
         self, inode: Inode, first_chunk: int, last_chunk: int | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from weakref import WeakValueDictionary
 
+from mpifs import faultpoint
 from mpifs.core import records
 from mpifs.core.records import Counters
 from mpifs.core.superblock import Superblock
@@ -116,6 +117,7 @@ class State:
         limit = numbers.wanted
         with self._env.write() as transaction:
             transaction.put(records.META, numbers.key, records.encode_number(numbers.key, limit))
+        faultpoint.reach("index.reserved")
         numbers.settle(limit)
         return numbers.take()
 

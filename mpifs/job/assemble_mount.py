@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
+from mpifs.core.errors import FormatError
 from mpifs.job import hosts as job_hosts
 from mpifs.job import launch
 from mpifs.job.config import JobConfig
@@ -35,15 +36,17 @@ def default_workers(store: str, slots: int) -> int | None:
 
 
 def _config(request: MountRequest, folder: VolumeFolder, workers: int) -> JobConfig:
+    words = split_words(request.options)
     return JobConfig(
         job="",
         volume=folder.path,
         mountpoint=check_mountpoint(os.path.abspath(request.mountpoint)),
         workers=workers,
-        options=split_words(request.options),
+        options=words,
         hosts=job_hosts.spread(request.hosts, workers) if request.hosts else [],
         launch_agent=request.launch_agent,
         mpi="" if request.mpi == "auto" else request.mpi,
+        restarts=parse_options(words, folder.path).restarts,
     )
 
 
@@ -72,7 +75,11 @@ def in_given_world(request: MountRequest) -> NoReturn:
     with contextlib.ExitStack() as held:
 
         def configure(workers: int) -> JobConfig:
-            parse_options(split_words(request.options), request.store)
+            if parse_options(split_words(request.options), request.store).restarts:
+                raise FormatError(
+                    "mount option 'restart': these ranks were started by a launcher of your own, "
+                    "which mpifs cannot start again; leave it out"
+                )
             check_mountpoint(os.path.abspath(request.mountpoint))
             geometry = request.geometry
             if geometry.workers is None and not is_volume(volume):

@@ -34,6 +34,8 @@ class JobConfig:
     mpi: str = ""
     scratch: str = ""
     """TMPDIR of the job, made for it and removed with it."""
+    restarts: int = 0
+    """How often the supervisor brings the volume back after a crash."""
     task: str = SERVE
     """What rank 0 does: SERVE the volume, or FSCK it (which starts whatever is missing)."""
 

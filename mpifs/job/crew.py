@@ -207,9 +207,12 @@ class Crew(Roster):
                 self._set(worker, SERVING, "")
         return True
 
+    def everyone(self) -> list[Worker]:
+        """The workers and the keepers."""
+        return [*self.workers, *self._keepers]
+
     def _pinged(self) -> list[Worker]:
-        everyone = [*self.workers, *self._keepers]
-        return [worker for worker in everyone if worker.rank and worker.state in (SERVING, SILENT)]
+        return [w for w in self.everyone() if w.rank and w.state in (SERVING, SILENT)]
 
     def _note_silence(self, worker: Worker) -> None:
         if worker.state == SERVING and time.monotonic() - worker.answered_s > WORKER_SILENT_S:

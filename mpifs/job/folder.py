@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from mpifs.core.errors import FormatError
 from mpifs.job.mounts import mount_at
+from mpifs.job.sessions import restarting_at
 
 _WORKER = re.compile(r"worker-[1-9][0-9]*\Z")
 
@@ -75,7 +76,8 @@ def has_stores(path: str) -> bool:
 
 
 def volume_of(place: str) -> VolumeFolder:
-    """The volume that `place` names: its folder, or a mount point of it (also a dead one).
+    """The volume that `place` names: its folder, or a mount point of it (also a dead one, and one
+    where it is just being restarted).
 
     Raises FormatError with a sentence when it is neither.
     """
@@ -83,6 +85,9 @@ def volume_of(place: str) -> VolumeFolder:
     mount = mount_at(path)
     if mount is not None and mount.is_ours:
         return VolumeFolder(mount.source)
+    returning = restarting_at(os.path.realpath(path))
+    if returning:
+        return VolumeFolder(returning)
     if is_volume(path):
         return VolumeFolder(os.path.realpath(path))
     if mount is not None:

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from mpifs.core.errors import InUseError, StartError
 from mpifs.core.limits import START_TIMEOUT_S
 from mpifs.job import config as job_config
-from mpifs.job import leftovers, processes, stop, supervise
+from mpifs.job import leftovers, processes, sessions, stop, supervise
 from mpifs.job import state as job_state
 from mpifs.job.config import JobConfig
 from mpifs.job.folder import VolumeFolder
@@ -66,6 +66,11 @@ def in_use(folder: VolumeFolder, state: job_state.State) -> InUseError:
     process = job_state.process(state, "rank0") or job_state.process(state, "supervisor")
     who = f"process {process.pid}" if process else "another command"
     mountpoint = state.get("mountpoint")
+    if state.get("state") == job_state.RESTARTING:
+        return InUseError(
+            f"{folder.path} is being restarted after a crash by {who}; "
+            f"try again in a moment, or end that with: mpifs umount {mountpoint}"
+        )
     if mountpoint:
         return InUseError(
             f"{folder.path} is in use: mounted at {mountpoint} by {who}; "
@@ -80,7 +85,7 @@ def prepare(config: JobConfig, *, is_own: bool = True) -> JobConfig:
     Requires: the caller holds the volume.
     """
     fields = {name: getattr(config, name) for name in JobConfig.__dataclass_fields__}
-    fields |= {"job": uuid.uuid4().hex, "scratch": leftovers.make_scratch() if is_own else ""}
+    fields |= {"job": uuid.uuid4().hex, "scratch": sessions.make_scratch() if is_own else ""}
     ready = JobConfig(**fields)
     supervise.rotate_log(ready.folder)
     job_config.write(ready)

@@ -10,22 +10,15 @@ import contextlib
 import os
 import shutil
 import signal
-import tempfile
 
 from mpifs.fuse.kernel_mounts import is_dead
 from mpifs.job import state as job_state
 from mpifs.job.folder import VolumeFolder
 from mpifs.job.mounts import mounts_of, unmount
 from mpifs.job.processes import kill, marked_with, send, shared_memory_of, wait_gone
+from mpifs.job.sessions import SCRATCH_PREFIX
 
-SCRATCH_PREFIX = "mpifs-"
 LAUNCHER_GRACE_S = 2.0
-
-
-def make_scratch() -> str:
-    """A TMPDIR for one job's MPI session files.  Short and on /tmp: sockets are made in it."""
-    parent = "/tmp" if os.access("/tmp", os.W_OK) else None
-    return tempfile.mkdtemp(prefix=SCRATCH_PREFIX, dir=parent)
 
 
 def end_processes(state: job_state.State) -> list[str]:

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from mpifs import faultpoint
 from mpifs.core.checksum import NAMES, name_of
 from mpifs.core.errors import FormatError, PosixError
 from mpifs.core.layout import is_chunk_size
@@ -92,11 +93,14 @@ def make_volume(path: str, geometry: Geometry) -> VolumeFolder:
     ]
     os.makedirs(folder.path, mode=0o700, exist_ok=True)
     os.chmod(folder.path, 0o700)
+    faultpoint.reach("mkfs.folder")
     # Made beside its place and renamed, so that a mkfs that dies leaves no half index.
     unfinished = folder.index + ".new"
     shutil.rmtree(unfinished, ignore_errors=True)
     Index.make(unfinished, block, stores)
+    faultpoint.reach("mkfs.made")
     os.rename(unfinished, folder.index)
+    faultpoint.reach("mkfs.renamed")
     return folder
 
 

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from mpifs import faultpoint
 from mpifs.core.errors import PosixError
 from mpifs.core.limits import REQUEST_TIMEOUT_S, STOP_TIMEOUT_S, UNUSED_JOB_S
 from mpifs.core.types import StoreState, opened
@@ -35,6 +36,7 @@ from mpifs.job.fsck_live import LiveChecks
 from mpifs.job.fsck_master import FsckMaster
 from mpifs.job.fsck_service import ChecksTurn, FsckService
 from mpifs.job.heal_service import HealService
+from mpifs.job.host_watch import HostWatch
 from mpifs.job.options import JobOptions, parse_options
 from mpifs.job.recovery import restarter_of
 from mpifs.job.roster import LOST
@@ -82,10 +84,13 @@ class Master:
                 folder, job, job_state.READY, rank0=mine, workers=self._roster(), lost=self._lost()
             )
             log.info("serving %s at %s", folder.path, self.config.mountpoint or "no mount")
+            self._watch_hosts()
             self._stop.wait()
+            faultpoint.reach("umount.asked")
             job_state.change(folder, job, job_state.STOPPING)
             if self._mount is not None and not self._mount.unmount(_BUSY_GRACE_S):
                 log.warning("the mount was taken away from processes that used it")
+            faultpoint.reach("umount.gone")
         finally:
             self._finish()
         job_state.change(folder, job, job_state.STOPPED)
@@ -99,11 +104,13 @@ class Master:
         copy_stores = self._copy_stores(index)
         copier = IndexCopier(index, copy_stores)
         hellos = self.crew.greet()
+        faultpoint.reach("mount.greeted")
         stores = index.stores()
         self.crew.serve(index.geometry, stores, hellos, relaxed=self.options.is_relaxed)
         self._undo.callback(self._copy_at_end, copier)
+        faultpoint.reach("mount.served")
         if any(entry.state is StoreState.FRESH for entry in stores):
-            is_made = self.crew.is_serving
+            is_made = self.crew.is_serving  # one that was not made is so at the next mount.
             index.set_stores([opened(e) if is_made(e.store) else e for e in stores])
             index.sync()
         self.crew.start_heartbeat()
@@ -120,6 +127,7 @@ class Master:
             mount = FuseMount(vfs, self.config.mountpoint, self.options.mount)
             mount.start()
             self._mount = mount
+            faultpoint.reach("mount.mounted")
             copier.start()
             scrub.start()
             heal.start()
@@ -162,6 +170,7 @@ class Master:
         thread = threading.Thread(target=copier.finish, args=(_COPY_AT_END_S,), daemon=True)
         thread.start()
         thread.join(_COPY_AT_END_S + 1.0)
+        faultpoint.reach("umount.copied")
         if thread.is_alive():
             log.warning("the last copy of the index takes too long: stopping without it")
 
@@ -196,6 +205,18 @@ class Master:
         )
         leftovers.remember_shared_memory(self.config.folder, {"job": job})
 
+    def _watch_hosts(self) -> None:
+        endpoint, job = self.client.endpoint, self.config.job
+
+        def tell(reason: str) -> None:
+            job_state.update(
+                self.config.folder,
+                {"fault": reason},
+                only_if=lambda state: state.get("job") == job,
+            )
+
+        HostWatch(self.crew.everyone, endpoint, self._stop, tell).start()
+
     def _await_unmount(self) -> None:
         assert self._mount is not None
         self._mount.wait()
@@ -224,6 +245,7 @@ class Master:
         os._exit(1)
 
     def _dismiss(self) -> None:
+        faultpoint.reach("umount.closed")
         for reason in self.crew.dismiss():
             log.warning("at the end: %s", reason)
 
@@ -233,7 +255,7 @@ def serve(config_of: Callable[[int], JobConfig], endpoint: Endpoint, gate: Signa
     client = Client(endpoint)
     try:
         config = config_of(endpoint.size - 1)
-        rank.remember_shared_memory(config.folder, config.job)
+        rank.announce(config.folder, config.job)
         if config.workers > endpoint.size - 1:
             raise PosixError(errno.EINVAL, f"started with {endpoint.size - 1} workers")
         is_fsck = config.task == FSCK

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from mpifs.core.errors import FormatError
-from mpifs.core.limits import MIB
+from mpifs.core.limits import JOB_RESTARTS_MAX, MIB
 from mpifs.fuse.options import MountOptions
 from mpifs.job.assembly import VfsOptions
 from mpifs.job.sizes import parse_size
@@ -23,6 +23,8 @@ class JobOptions:
     vfs: VfsOptions
     is_relaxed: bool = False
     """sync=relaxed: stores and index do not wait for the disk; a power loss may destroy them."""
+    restarts: int = 0
+    """restart=N: how often the supervisor brings a crashed volume back."""
 
 
 def split_words(options: Iterable[str]) -> list[str]:
@@ -35,7 +37,7 @@ def parse_options(words: Iterable[str], volume: str) -> JobOptions:
 
     The mount's source in the kernel's table is always the volume's folder: umount relies on it.
     """
-    vfs, is_relaxed = VfsOptions(), False
+    vfs, is_relaxed, restarts = VfsOptions(), False, 0
     mount_words: list[str] = []
     for word in words:
         key, has_value, value = word.partition("=")
@@ -49,13 +51,15 @@ def parse_options(words: Iterable[str], volume: str) -> JobOptions:
             if value not in ("full", "relaxed"):
                 raise FormatError(f"mount option '{word}': sync is full or relaxed")
             is_relaxed = value == "relaxed"
+        elif key == "restart":
+            restarts = _times(word, value)
         elif key in ("fsname", "subtype"):
             raise FormatError(f"mount option '{key}' cannot be set: mpifs umount relies on it")
         else:
             mount_words.append(word)
     mount = MountOptions.parse(mount_words)
     vfs = replace(vfs, noatime=mount.noatime, refuse_links=mount.writeback)
-    return JobOptions(replace(mount, fsname=volume), vfs, is_relaxed)
+    return JobOptions(replace(mount, fsname=volume), vfs, is_relaxed, restarts)
 
 
 def _seconds(word: str, value: str) -> float:
@@ -66,6 +70,14 @@ def _seconds(word: str, value: str) -> float:
     if not 0.0 <= seconds <= _COMMIT_S_MAX:
         raise FormatError(f"mount option '{word}': commit takes seconds from 0 to 60")
     return seconds
+
+
+def _times(word: str, value: str) -> int:
+    if not (value.isascii() and value.isdigit() and int(value) <= JOB_RESTARTS_MAX):
+        raise FormatError(
+            f"mount option '{word}': restart takes a number from 0 to {JOB_RESTARTS_MAX}"
+        )
+    return int(value)
 
 
 def _bytes(word: str, value: str) -> int:

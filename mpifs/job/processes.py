@@ -59,9 +59,14 @@ def from_json(value: Any) -> Process | None:
     return None
 
 
-def marked_with(job: str) -> list[Process]:
-    """All processes of the job that this user may see, the caller left out."""
+def marked_with(job: str, *, everywhere: bool = False) -> list[Process]:
+    """All processes of the job that this user may see, the caller left out.
+
+    Those of another host of the job are seen when it is a container of this machine; they are
+    their launcher's to end, as on any other host, and given only when `everywhere`.
+    """
     mark = f"{JOB_VARIABLE}={job}".encode()
+    here = _host_of("self")
     found = []
     for entry in os.listdir("/proc"):
         if not entry.isdigit() or int(entry) == os.getpid():
@@ -72,9 +77,17 @@ def marked_with(job: str) -> list[Process]:
         except OSError:
             continue
         start = start_of(int(entry)) if is_marked else 0
-        if start:
+        if start and (everywhere or _host_of(entry) == here):
             found.append(Process(int(entry), start))
     return found
+
+
+def _host_of(process: str) -> str:
+    """Names the network namespace of a process: for MPI that is a host.  "" when it ends."""
+    try:
+        return os.readlink(f"/proc/{process}/ns/net")
+    except OSError:
+        return ""
 
 
 def send(process: Process, number: int) -> bool:

@@ -112,12 +112,14 @@ def _finish(endpoint: Endpoint | None, gate: SignalGate, code: int) -> NoReturn:
     os._exit(code)
 
 
-def remember_shared_memory(folder: VolumeFolder, job: str) -> None:
-    """Notes what this rank has mapped: a start that fails must not leave it in /dev/shm."""
-    files = processes.shared_memory_of([processes.this_process()])
+def announce(folder: VolumeFolder, job: str) -> None:
+    """Notes who rank 0 is, so that its death is seen also before it serves, and what it has mapped:
+    a start that fails must not leave that in /dev/shm."""
+    mine = processes.this_process()
+    files = processes.shared_memory_of([mine])
     job_state.update(
         folder,
-        {"shm": [list(entry) for entry in files]},
+        {"master": list(mine), "shm": [list(entry) for entry in files]},
         only_if=lambda state: state.get("job") == job,
     )
 

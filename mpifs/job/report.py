@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from mpifs.core.checksum import name_of
+from mpifs.core.superblock import Superblock
 from mpifs.index.index import Index
 from mpifs.job.config import JobConfig
 from mpifs.job.crew import Crew
@@ -17,13 +18,17 @@ Document = dict[str, Any]
 
 def volume_part(index: Index) -> Document:
     """The key `volume` of the document."""
-    block = index.geometry
+    return geometry_part(index.geometry, len(index.stores()))
+
+
+def geometry_part(block: Superblock, workers: int) -> Document:
+    """The same, as far as the index's superblock tells it."""
     return {
         "uuid": block.volume_uuid.hex(),
         "chunk_size": block.chunk_size,
         "replicas": block.replicas,
         "checksum": name_of(block.checksum),
-        "workers": len(index.stores()),
+        "workers": workers,
     }
 
 

@@ -6,6 +6,8 @@ lock, so that a reader never sees half of it.  Standard library only.
 
     starting ──rank 0: serving──▶ ready ──rank 0: asked to stop──▶ stopping ──▶ stopped
         └──────▶ failed             └──────supervisor: rank 0 is gone──────▶ crashed
+                                    │                          restarts used up ▲
+                                    └───── -o restart=N ─────▶ restarting ──────┘──▶ ready
 """
 
 from __future__ import annotations
@@ -22,17 +24,21 @@ from mpifs.job.folder import VolumeFolder
 from mpifs.job.processes import Process, boot_id, from_json
 
 STARTING = "starting"
+RESTARTING = "restarting"
 READY = "ready"
 STOPPING = "stopping"
 STOPPED = "stopped"
 FAILED = "failed"
 CRASHED = "crashed"
 ENDED = (STOPPED, FAILED, CRASHED)
-LIVE = (STARTING, READY, STOPPING)
+BEGINNING = (STARTING, RESTARTING)
+LIVE = (STARTING, RESTARTING, READY, STOPPING)
 
 State = dict[str, Any]
 """Keys: job, state, reason, since, boot, volume, mountpoint, scratch (the job's TMPDIR),
-supervisor, launcher and rank0 ([pid, start]), shm ([[path, inode]]), workers ([{id, rank, host,
+restarts (how often it was restarted) and crash (the last reason for it), fault (why rank 0 ended
+itself, written by it), supervisor, launcher, master (rank 0 from its first moment) and rank0 (the
+same once it has served; each [pid, start]), shm ([[path, inode]]), workers ([{id, rank, host,
 pid}])."""
 
 
@@ -86,6 +92,24 @@ def change(folder: VolumeFolder, job: str, name: str, reason: str = "", **more: 
         {"state": name, "reason": reason, "since": time.time(), **more},
         only_if=lambda state: state.get("job") == job and state.get("state") not in ENDED,
     )
+
+
+def restart(folder: VolumeFolder, reason: str, restarts: int, scratch: str) -> None:
+    """The job begins anew after it has been cleared away, whatever its state was.
+
+    Requires: the caller is its supervisor.
+    """
+    fields = {"state": RESTARTING, "reason": reason, "since": time.time(), "restarts": restarts}
+    fields |= {"crash": reason}
+    gone: State = {
+        "scratch": scratch,
+        "rank0": None,
+        "master": None,
+        "launcher": None,
+        "shm": [],
+        "fault": "",
+    }
+    update(folder, {**fields, **gone})
 
 
 def _write(path: str, state: State) -> None:

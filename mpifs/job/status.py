@@ -23,10 +23,34 @@ def status_of(folder: VolumeFolder) -> Document:
     rank0 = job_state.process(state, "rank0")
     if rank0 is not None and state.get("state") == job_state.READY:
         with ControlClient(folder.socket, _TIMEOUT_S) as client:
-            return client.call("status")
+            document = client.call("status")
+        if state.get("restarts"):
+            details = {"restarts": state["restarts"], "crash": state.get("crash", "")}
+            document["details"] = {**document.get("details", {}), **details}
+        return document
+    if state.get("state") == job_state.RESTARTING and job_state.is_served(state):
+        return _returning(folder, state)
     if job_state.is_served(state):
         raise InUseError(f"{folder.path} is {state.get('state')}; ask again in a moment")
     return _at_rest(folder, state)
+
+
+def _returning(folder: VolumeFolder, state: job_state.State) -> Document:
+    """A volume that has crashed and is just being restarted: nobody can be asked for figures."""
+    from mpifs.index.volume import read_superblock
+
+    roster = state.get("workers") or []
+    unknown = {"pid": None, "chunks": None, "bytes": None, "free": None}
+    rows = [{"id": w["id"], "state": "restarting", "host": w["host"], **unknown} for w in roster]
+    keys = ("id", "state", "pid", "host", "chunks", "bytes", "free")
+    return {
+        "volume": report.geometry_part(read_superblock(folder.index), len(rows)),
+        "mount": {"mountpoint": state.get("mountpoint"), "pid": None, "state": "restarting"},
+        "workers": [{key: row[key] for key in keys} for row in rows],
+        "files": None,
+        "bytes": None,
+        "details": {"reason": state.get("reason", "")},
+    }
 
 
 def _at_rest(folder: VolumeFolder, state: job_state.State) -> Document:

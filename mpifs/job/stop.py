@@ -15,6 +15,7 @@ from mpifs.job.control import ControlClient
 from mpifs.job.folder import VolumeFolder
 from mpifs.job.mounts import clear_dead, mount_at, mounts_of, users_of
 from mpifs.job.processes import Process, marked_with, send, wait_gone
+from mpifs.job.sessions import restarting_at
 
 GONE_TIMEOUT_S = supervise.STOP_DEADLINE_S + supervise.EXIT_GRACE_S
 _BUSY = (errno.EBUSY, errno.EAGAIN)
@@ -28,11 +29,15 @@ def unmount(mountpoint: str) -> str:
     """
     mount = mount_at(mountpoint)
     if mount is None or not mount.is_ours:
-        raise PosixError(errno.EINVAL, f"{mountpoint} is not a mount of mpifs")
+        returning = restarting_at(os.path.realpath(mountpoint))
+        if not returning:
+            raise PosixError(errno.EINVAL, f"{mountpoint} is not a mount of mpifs")
+        end(VolumeFolder(returning))
+        return f"{mountpoint} was dead and about to come back; the restart was ended"
     folder = VolumeFolder(mount.source)
     if is_dead(mount.mountpoint):
         clear_dead(mount.mountpoint)
-        _sweep(folder)
+        end(folder)
         return f"{mountpoint} was a dead mount; it was cleared"
     try:
         end(folder)
@@ -62,6 +67,7 @@ def _name_of(pid: int) -> str:
 def end(folder: VolumeFolder) -> None:
     """Asks rank 0 to unmount and stop, and waits until every process of the job has gone.
 
+    A job whose rank 0 is dead already is cleared away, and not restarted.
     Raises PosixError(EBUSY) when the mount is in use (nothing has changed then), StartError when
     the job did not end in time or did not end well.  Requires: the job is not starting.
     """
@@ -78,6 +84,10 @@ def end(folder: VolumeFolder) -> None:
             send(rank0, signal.SIGTERM)  # rank 0 does the same on a signal.
         except MpifsError:
             send(rank0, signal.SIGTERM)
+    else:
+        supervisor = job_state.process(state, "supervisor")
+        if supervisor is not None and supervisor.pid != os.getpid():
+            send(supervisor, signal.SIGTERM)
     left = _wait(folder, everyone)
     if left or mounts_of(folder.path):
         raise StartError(
@@ -86,7 +96,12 @@ def end(folder: VolumeFolder) -> None:
         )
     _sweep(folder)
     after = job_state.read(folder)
-    if after.get("state") != job_state.STOPPED and after.get("job") == state.get("job"):
+    was_serving = rank0 is not None
+    if (
+        was_serving
+        and after.get("state") != job_state.STOPPED
+        and after.get("job") == state.get("job")
+    ):
         raise StartError(f"{after.get('reason') or 'the job ended badly'} (log: {folder.log})")
 
 

@@ -17,15 +17,16 @@ _KEPT_BYTES = 32 * MIB  # buffers kept for reuse: what one group commit takes.
 def serve(volume: str, endpoint: Endpoint, gate: SignalGate) -> int:
     """Serves until the end; returns the exit code.
 
-    Signals are ignored: rank 0 gets them too, flushes, and then sends STOP.
+    Signals are not obeyed: rank 0 gets them too, flushes, and then sends STOP.  They only shorten
+    the wait for a rank 0 that is dead.
     """
-    gate.arm(lambda: None)
     pool = BufferPool(IMAGE_HEADER_BYTES, _KEPT_BYTES)
     service = StoreService(volume, endpoint.host(endpoint.rank), peers=Client(endpoint))
+    gate.arm(service.expect_end)
     server = Server(endpoint, service.handle, pool.take, pool.give)
     try:
         server.run(service.should_stop, service.idle)
         server.flush(FINALIZE_TIMEOUT_S)
     finally:
         service.close()
-    return 0
+    return 1 if service.is_forsaken else 0

@@ -170,6 +170,7 @@ class CopyWriter:
         done = []
         failure: MpifsError | None = None
         for store in manifest.holders:
+            faultpoint.reach("copy.manifest")
             faultpoint.reach("repair.commit")
             try:
                 self._stores.client.call(
@@ -189,6 +190,7 @@ class CopyWriter:
 
     def _delete_older(self, manifest: Manifest, done: list[int]) -> None:
         """A store that failed keeps what it has until the next copy."""
+        faultpoint.reach("copy.older")
         spare = set(self._stores.live()) if len(done) == len(manifest.holders) else set()
         for store in spare.union(done):
             with contextlib.suppress(MpifsError):
@@ -263,6 +265,7 @@ class _PieceStream:
         self.size += size
         if len(self.sums) > INDEX_COPY_PIECES_MAX:
             raise FullError("the index is too large to be copied to the workers")
+        faultpoint.reach("copy.piece")
         key = ChunkKey(COPY_INODE, len(self.sums), self._generation)
         image.encode_header_into(body, 0, self._stores.kind, key, size, checksum)
         while len(self._under_way) >= INDEX_COPY_PIECES_IN_FLIGHT - 1:

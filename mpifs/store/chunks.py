@@ -27,6 +27,7 @@ from heapq import merge
 from itertools import islice
 from typing import NamedTuple, cast
 
+from mpifs import faultpoint
 from mpifs.core.errors import (
     ChunkMissingError,
     DamageError,
@@ -174,6 +175,7 @@ class ChunkStore:
             if found is None:
                 if any(side.counters.chunks for side in sides):
                     raise FormatError(f"{folder} has chunks but no superblock; run mpifs fsck")
+                faultpoint.reach("mount.making")
                 write_superblock(folder, block)
             opened = cls(folder, store, lock, *sides, relaxed=relaxed)
             undo.pop_all()
@@ -256,6 +258,7 @@ class ChunkStore:
                     stored = encode_key(key)
                     for open_change in open_changes.values():
                         open_change.delete(stored)
+            faultpoint.reach("store.filled")
 
     def _make_room(self, changes: Sequence[Change]) -> None:
         """Refuses what does not fit before LMDB meets the full disk; deletes always pass."""

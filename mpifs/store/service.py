@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+from mpifs import faultpoint
 from mpifs.core.checksum import ChecksumFunction, function_of
 from mpifs.core.errors import (
     STORE_GONE_STATUS,
@@ -36,6 +37,7 @@ from mpifs.core.limits import (
     BATCH_COUNT_MAX,
     CHUNK_BYTES_MAX,
     CHUNK_BYTES_MIN,
+    ENDING_SILENCE_S,
     HEARTBEAT_S,
     INDEX_COPY_PIECE_BYTES,
     LEASE_CLOSE_S,
@@ -101,6 +103,9 @@ class StoreService:
         self._free_s = float("-inf")
         self._is_stopped = threading.Event()
         self._looked_s = self._heard_s = clock()
+        self._silence_s = MASTER_SILENCE_S
+        self.is_forsaken = False
+        """Whether it has closed because rank 0 was silent."""
         self._checkup = checkup = Checkup(volume_folder, self._being_served)
         self._fetcher = Fetcher(peers, self._being_written)
         reads = Reads(self._open_store, lambda: self._free)
@@ -154,10 +159,15 @@ class StoreService:
         self._looked_s = now
         if stood_s > HEARTBEAT_S:
             self._heard_s = min(now, self._heard_s + stood_s)
-        if now - self._heard_s > MASTER_SILENCE_S and not self._is_stopped.is_set():
-            _log.error("nothing heard from rank 0 for %.0f s: closing the store", MASTER_SILENCE_S)
+        if now - self._heard_s > self._silence_s and not self._is_stopped.is_set():
+            _log.error("nothing heard from rank 0 for %.0f s: closing the store", self._silence_s)
+            self.is_forsaken = True
             self.close()
         return self._is_stopped.is_set()
+
+    def expect_end(self) -> None:
+        """The job is being ended: rank 0 says STOP soon, or is dead.  Any thread."""
+        self._silence_s = ENDING_SILENCE_S
 
     def idle(self) -> None:
         """Called by the loop when there is nothing to do: looks after the store's files."""
@@ -316,6 +326,7 @@ class StoreService:
             if self._sum(image[IMAGE_HEADER_BYTES:]) != header.checksum:
                 raise PosixError(errno.EBADMSG, f"{header.key} was damaged on the way")
             images.append(Image(header, image))
+        faultpoint.reach("store.received")
         if len(images) == 1:
             images = [_padded_in_place(images[0], request.buffer)]
         self._submit(request, Change(puts=images), len(body))

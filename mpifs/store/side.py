@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from mpifs import faultpoint
 from mpifs.core.checksum import Buffer, guard64
 from mpifs.core.errors import DamageError, FullError
 from mpifs.core.image import IMAGE_HEADER_BYTES, decode_header
@@ -115,6 +116,7 @@ class Side:
             yield change
             if change.counters != self.counters or self._is_stale:
                 transaction.put("meta", COUNTERS_KEY, _encode(change.counters))
+        faultpoint.reach("store.side")
         self.counters, self._is_stale = change.counters, False
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
+from mpifs import faultpoint
 from mpifs.core.errors import DamageError, MpifsError
 from mpifs.core.limits import (
     COMMIT_BYTES_MAX,
@@ -122,11 +123,13 @@ class Writer:
             self._tell(group[0], self._attempt(action))
             return
         failure = self._apply([job.change for job in group])
+        faultpoint.reach("store.committed")
         for job in group:
             result = failure
             if failure is not None and (len(group) > 1 or job.change.deletes):
                 result = self._apply_single(job.change)
             self._tell(job, result)
+        faultpoint.reach("store.answered")
 
     def _apply(self, changes: list[Change]) -> MpifsError | None:
         return self._attempt(lambda: self._store.apply(changes))

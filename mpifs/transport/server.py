@@ -106,9 +106,13 @@ class Request:
         buffer, self.buffer = self.buffer, None
         if buffer is not None:
             body, self.body = self.body, None
-            if body is not None:
-                body.release()
-            self._server.give_back(buffer, self.header.body_bytes)
+            is_free = True
+            try:
+                if body is not None:
+                    body.release()
+            except BufferError:  # a receive that failed still refers to it: never lent again.
+                is_free = False
+            self._server.give_back(buffer if is_free else None, self.header.body_bytes)
 
 
 class _Sending:
@@ -274,11 +278,12 @@ class Server:
         with self._lock:
             self._held_bytes += size
 
-    def give_back(self, buffer: bytearray, size: int) -> None:
-        """Called by a request that is done."""
+    def give_back(self, buffer: bytearray | None, size: int) -> None:
+        """Called by a request that is done; None: its buffer cannot be used again."""
         with self._lock:
             self._held_bytes -= size
-        self._give_buffer(buffer)
+        if buffer is not None:
+            self._give_buffer(buffer)
 
     def _receive(self, request: Request) -> None:
         """Posts the receive of a long body."""

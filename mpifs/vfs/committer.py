@@ -13,6 +13,7 @@ import logging
 import threading
 import time
 
+from mpifs import faultpoint
 from mpifs.core.errors import FullError, MpifsError
 from mpifs.core.limits import BATCH_COUNT_MAX, DIRTY_AGE_MAX_S, REQUEST_TIMEOUT_S
 from mpifs.data.reclaim import Reclaim
@@ -92,6 +93,7 @@ class Committer:
             with self.rename_gate:
                 batch = self._seal()
             if batch is not None:
+                faultpoint.reach("commit.sealed")
                 self._index.commit(batch)
                 self.commits += 1
             self._committed = self._seals
@@ -115,6 +117,7 @@ class Committer:
                     self._writeback.flush(data)
                 for data in waiting:
                     self._writeback.wait(data)
+                faultpoint.reach("commit.barrier")
             except OSError:
                 for data in waiting:
                     self._barrier.setdefault(data.inode.ino, data)
@@ -183,9 +186,12 @@ class Committer:
         """
         with self._clean_lock:
             purged = self._purge()
+            if purged:
+                faultpoint.reach("garbage.reaped")
             garbage = self._index.garbage(BATCH_COUNT_MAX * 4)
             gone = self._reclaim.delete(garbage) if garbage else []
             if gone:
+                faultpoint.reach("garbage.deleted")
                 with self._index.lock:
                     self._index.forget_garbage(gone)
             return bool(purged or gone)
@@ -255,6 +261,7 @@ class Committer:
         if self._thread.is_alive():
             self._thread.join(10)
         self.sync()
+        faultpoint.reach("umount.flushed")
         for _ in range(_CLEAN_ROUNDS):
             if not self.clean_up():
                 break

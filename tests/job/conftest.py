@@ -18,6 +18,7 @@ from mpifs.job.files_local import LocalFiles
 from mpifs.job.files_protocol import Files
 from mpifs.job.files_remote import RemoteFiles
 from tests.job.file_content import CHUNK
+from tests.job.namespaces import Hosts, may_make
 from tests.vfs.loopback import LoopbackVolume
 
 
@@ -54,3 +55,16 @@ def local(tmp_path: Path) -> LocalFiles:
     """Files of a folder of this machine."""
     (tmp_path / "local").mkdir(exist_ok=True)
     return LocalFiles(os.fsencode(tmp_path / "local"))
+
+
+@pytest.fixture
+def hosts() -> Iterator[Hosts]:
+    """Three hosts; what cannot be made where namespaces are allowed is an error."""
+    if not may_make():
+        pytest.skip("network namespaces need root and iproute2: three hosts cannot be made here")
+    made = Hosts()
+    try:
+        made.make()
+        yield made
+    finally:
+        made.remove()

@@ -60,7 +60,7 @@ class Volume:
 
     def left(self, state: job_state.State) -> list[str]:
         """What of a job is still there."""
-        found = [f"process {p.pid}" for p in marked_with(state["job"])]
+        found = [f"process {p.pid}" for p in marked_with(state["job"], everywhere=True)]
         if mount_at(str(self.mountpoint)):
             found.append("mount")
         found += [path for path, _ in self.state().get("shm", []) if os.path.exists(path)]
@@ -84,7 +84,7 @@ class Volume:
         while mount_at(str(self.mountpoint)):
             if unmount(str(self.mountpoint), lazy=True):
                 break
-        kill(marked_with(state["job"]))
+        kill(marked_with(state["job"], everywhere=True))
         return left
 
 

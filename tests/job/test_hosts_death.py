@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 
 from tests.job.lifecycle import mpifs, volume
-from tests.job.test_hosts import AGENT, hosts  # noqa: F401 - a fixture.
+from tests.job.namespaces import AGENT, Hosts
 from tests.job.test_worker_death import await_serving, cold, kill, workers
 
 
-def test_a_worker_on_another_host_is_replaced_there(hosts: list[str]) -> None:  # noqa: F811
+def test_a_worker_on_another_host_is_replaced_there(hosts: Hosts) -> None:
     """Twice: each host has one worker and its keeper."""
     content = os.urandom(3_000_003)
     with volume() as vol:
-        words = ["--host", ",".join(hosts), "--launch-agent", str(AGENT)]
+        words = ["--host", ",".join(hosts.names), "--launch-agent", str(AGENT)]
         vol.mount(*words, "--chunk-size", "64KiB")
         file = vol.mountpoint / "file"
         file.write_bytes(content)

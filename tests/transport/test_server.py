@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import time
 
@@ -70,6 +71,23 @@ def test_body_lies_at_the_start_of_a_longer_lent_buffer(rig: Rig) -> None:
         pending.wait()
     assert rig.server.heard_s(0) is not None
     assert rig.server.heard_s(1) is None
+
+
+def test_a_body_that_somebody_still_refers_to_is_not_lent_again(rig: Rig) -> None:
+    """As a receive whose sender died: the service goes on."""
+    pending = rig.client.start(1, Kind.PUT, body=b"b" * 100_000)
+    while not rig.got:
+        assert rig.server.tick()
+    request = rig.got.pop()
+    assert request.body is not None
+    held = (ctypes.c_char * 10).from_buffer(request.body)
+    request.reply()
+    request.done()
+    assert bytes(held) == b"b" * 10
+    assert rig.lent == 1
+    rig.lent = 0
+    rig.drive(pending)
+    assert rig.server._held_bytes == 0
 
 
 def test_on_sent_once_and_only_when_the_body_is_received(rig: Rig) -> None:
