@@ -57,7 +57,10 @@ PING_LOOK_S = (
 PINGS_MAX = 1024  # answers waited for together: polling more takes longer than the wait.
 HELLO_TIMEOUT_S = 15.0  # half of START_TIMEOUT_S: the rest is for opening the stores.
 STATS_TIMEOUT_S = 2.0  # a status that is late is worth nothing.
+IDLE_LOOK_S = 60.0  # who waits for work looks by himself this often: a lost wake-up costs that.
 UNUSED_JOB_S = 10.0  # a job without a mount whose command was killed ends itself after this.
+REFUSED_BODY_S = 1.0  # a refused request's long body may never be taken; then its slot is lost.
+GARBLED_TRIES = 3  # a message damaged on its way is sent so often in all; more is no accident.
 
 # Polling.
 SPIN_S = 100e-6  # spin this long after traffic: a round trip takes 7-30 µs, a sleep costs 60.
@@ -148,6 +151,9 @@ FACTS_MAX = 65_536  # damaged or missing refs remembered in a run; what is over 
 MEND_COUNT_MAX = 512  # items of one MEND: its arguments stay below ARGS_BYTES_MAX.
 HEAL_BYTES_MAX = 16 * MIB  # images on their way from store to store at once, and
 HEAL_COUNT_MAX = 256  # refs changed by one commit of the index then.
+MEND_QUEUE_COUNT_MAX = 1024  # damaged images that readers found and nobody has mended yet.
+MEND_TURN_S = 5.0  # mending waits so long for a scrub to stand aside; then it looks again.
+MEND_AGAIN_S = 60.0  # what could not be mended is not tried again for so long.
 ROUNDS_MAX = 8  # repairs of a phase are repeated until nothing is left; each round mends most.
 HELD_FINDINGS_MAX = 10_000  # not repaired in a round: told once it is known that none will be.
 

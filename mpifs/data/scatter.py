@@ -17,10 +17,12 @@ from dataclasses import dataclass, field
 from mpifs.core import image
 from mpifs.core.buffers import BufferPool
 from mpifs.core.checksum import function_of
+from mpifs.core.errors import was_garbled
 from mpifs.core.limits import (
     BATCH_BYTES_MAX,
     BATCH_COUNT_MAX,
     BELL_TIMEOUT_S,
+    GARBLED_TRIES,
     INFLIGHT_BYTES_MAX,
     INFLIGHT_COUNT_MAX,
     PACKED_BYTES_MAX,
@@ -61,6 +63,23 @@ class _Batch:
     items: list[Outgoing] = field(default_factory=list)
 
 
+@dataclass(slots=True, eq=False)
+class _Sent:
+    """One PUT under way.  `owned`: the buffer of `body`, if it is one of a batch."""
+
+    pending: Pending
+    store: int
+    body: memoryview
+    items: list[Outgoing]
+    owned: bytearray | None
+    tries: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of its images."""
+        return sum(_ROOM + item.length for item in self.items)
+
+
 class Scatter:
     """Sends chunks.  `submit` may be called from any thread; `done` runs on the scatter thread.
 
@@ -82,7 +101,7 @@ class Scatter:
         self._kind = kind
         self._sum = function_of(kind)
         self._queue: deque[Outgoing] = deque()
-        self._under_way: list[tuple[Pending, int, list[Outgoing], bytearray | None]] = []
+        self._under_way: list[_Sent] = []
         self._bodies = BufferPool(0, BATCH_BYTES_MAX * 4)
         self._bytes = 0
         self._address = b""
@@ -163,7 +182,12 @@ class Scatter:
         self._start(store, memoryview(batch.body)[: batch.size], batch.items, batch.body)
 
     def _start(
-        self, store: int, body: memoryview, items: list[Outgoing], owned: bytearray | None
+        self,
+        store: int,
+        body: memoryview,
+        items: list[Outgoing],
+        owned: bytearray | None,
+        tries: int = 1,
     ) -> None:
         try:
             pending = self._client.start(
@@ -172,24 +196,29 @@ class Scatter:
         except OSError as error:
             self._finish(store, items, error)
             return
-        self._under_way.append((pending, store, items, owned))
-        self._bytes += sum(_ROOM + item.length for item in items)
+        sent = _Sent(pending, store, body, items, owned, tries)
+        self._under_way.append(sent)
+        self._bytes += sent.size
 
     def _reap(self) -> bool:
-        finished = [entry for entry in self._under_way if entry[0].poll()]
+        finished = [entry for entry in self._under_way if entry.pending.poll()]
         if not finished:
             return False
         self._under_way = [entry for entry in self._under_way if entry not in finished]
-        for pending, store, items, owned in finished:
-            self._bytes -= sum(_ROOM + item.length for item in items)
+        for entry in finished:
+            self._bytes -= entry.size
             error: OSError | None = None
             try:
-                self._on_free(store, pending.wait().header.free)
+                self._on_free(entry.store, entry.pending.wait().header.free)
             except OSError as failure:
                 error = failure
-            if owned is not None and error is None:  # else MPI may still read it
-                self._bodies.give(owned)
-            self._finish(store, items, error)
+            if error is not None and was_garbled(error) and entry.tries < GARBLED_TRIES:
+                log.warning("chunks are sent to store %d again: %s", entry.store, error)
+                self._start(entry.store, entry.body, entry.items, entry.owned, entry.tries + 1)
+                continue
+            if entry.owned is not None and error is None:  # else MPI may still read it
+                self._bodies.give(entry.owned)
+            self._finish(entry.store, entry.items, error)
         return True
 
     def _finish(self, store: int, items: list[Outgoing], error: OSError | None) -> None:

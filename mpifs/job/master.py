@@ -34,6 +34,7 @@ from mpifs.job.crew import Crew
 from mpifs.job.fsck_live import LiveChecks
 from mpifs.job.fsck_master import FsckMaster
 from mpifs.job.fsck_service import ChecksTurn, FsckService
+from mpifs.job.mend_service import MendService
 from mpifs.job.options import JobOptions, parse_options
 from mpifs.job.recovery import restarter_of
 from mpifs.job.roster import LOST
@@ -103,12 +104,15 @@ class Master:
             index.set_stores([opened(entry) for entry in stores])
             index.sync()
         self.crew.start_heartbeat()
+        turn = ChecksTurn()
+        mender = MendService(turn)
         vfs = build_vfs(
             index,
             self.client.endpoint,
             self.client,
             self.crew,
             self.options.vfs,
+            mender.note,
         )
         self._undo.callback(vfs.close)
         control = ControlServer(self.config.folder.socket)
@@ -118,7 +122,6 @@ class Master:
         checks = LiveChecks(
             self.config.folder, index, vfs, self.client, self.crew, copier, copy_stores
         )
-        turn = ChecksTurn()
         fsck, scrub = FsckService(checks.check, turn), ScrubService(checks, turn)
         fsck.register(control)
         scrub.register(control)
@@ -126,6 +129,8 @@ class Master:
         self._undo.callback(control.close)
         self._undo.callback(scrub.close)
         self._undo.callback(fsck.close)
+        self._undo.callback(mender.close)
+        mender.start(checks)
         if self.config.mountpoint:
             mount = FuseMount(vfs, self.config.mountpoint, self.options.mount)
             mount.start()

@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from mpifs import faultpoint
 from mpifs.core.checksum import Buffer
 from mpifs.core.errors import MpifsError, ProtocolError
 from mpifs.core.limits import (
@@ -41,8 +42,8 @@ from mpifs.core.messages import (
     TAG_REPLY_BASE,
     VERSION,
     Header,
-    decode_header,
-    encode_header,
+    decode_message,
+    encode_message,
 )
 from mpifs.transport.endpoint import TAG_REPLY_DATA_BASE, Endpoint, Incoming, Operation
 
@@ -228,11 +229,10 @@ class Server:
         source, message = incoming.source, self._message
         try:
             incoming.receive(message)
-            header = decode_header(memoryview(message)[: incoming.size])
-            inline_bytes = header.body_bytes if header.is_inline else 0
+            whole = memoryview(message)[: incoming.size]
+            faultpoint.alter("transport.request.header", whole)
+            header = decode_message(whole)
             end = HEADER_BYTES + header.args_bytes
-            if end + inline_bytes != incoming.size:
-                raise ProtocolError(f"message of {incoming.size} bytes is not as long as it says")
         except ProtocolError as error:
             self._refuse(source, incoming.size, error)
             return
@@ -258,7 +258,7 @@ class Server:
         magic, version, kind, _, epoch, slot, number, _, _, _, bell = _RETURN_ADDRESS.unpack_from(
             self._message
         )
-        if magic == MAGIC and version == VERSION and slot < SLOT_COUNT_MAX:
+        if (magic == MAGIC or version == VERSION) and slot < SLOT_COUNT_MAX:
             header = Header(kind, 0, epoch, slot, number, 0, 0, 0, bell, 0)
             Request(self, header, source, b"").refuse(error)
 
@@ -303,6 +303,8 @@ class Server:
         except MpifsError as error:
             self._drop(request, error)
             return True
+        assert request.body is not None
+        faultpoint.alter("transport.request.body", request.body)
         self._handle(request)
         return True
 
@@ -350,19 +352,12 @@ class Server:
         """Sends a reply; any thread."""
         asked, source = request.header, request.source
         size = 0 if body is None else len(body)
-        header = encode_header(
-            asked._replace(
-                status=status,
-                args_bytes=len(args),
-                body_bytes=size,
-                items=items,
-                bell=b"",
-                free=free,
-            )
+        header = asked._replace(
+            status=status, args_bytes=len(args), body_bytes=size, items=items, bell=b"", free=free
         )
         operations: list[Operation] = []
         is_inline = size <= INLINE_BYTES_MAX
-        message = header + args if body is None or not is_inline else b"".join((header, args, body))
+        message = encode_message(header, args, body if body and is_inline else b"")
         try:
             operations.append(self.endpoint.isend(source, TAG_REPLY_BASE + asked.slot, message))
             if body is not None and not is_inline:
