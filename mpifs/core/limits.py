@@ -165,10 +165,19 @@ DROP_COUNT_MAX = 4096  # refs dropped with the index's lock held: about 10 ms.
 
 # LMDB.
 MAP_BYTES = 1 << 44  # 16 TiB of address space, costs nothing until used; set once.
-MAP_BYTES_FALLBACK = 1 << 37  # where the address space is limited (ulimit -v).
+MAP_BYTES_SMALL = 64 * MIB  # at first where the address space is limited (ulimit -v); it doubles,
+MAP_GROWTH_BYTES_MAX = GIB  # but by no more than this at a time,
+WRITER_WAIT_S = 60.0  # for the write transaction of another thread: one commit on a bad disk.
+MAP_GROWTH_WAIT_S = 1.0  # once no read transaction is open: writers wait so long for that.
+ADDRESS_SPACE_MIN = 4 * GIB  # of a rank: MPI, threads and small maps take 1.5 GiB of it.
 PREALLOCATE_BYTES = 64 * MIB  # growing a file costs 4 x writing into allocated blocks.
 SMALL_VALUE_BYTES_MAX = 32 * KIB  # payloads up to here live in the environment for small chunks.
-SPACE_RESERVE_BYTES = 64 * MIB  # kept free on a store's disk: deleting needs room too.
+SPACE_RESERVE_BYTES = 64 * MIB  # kept free on a store's disk, at most a sixteenth of it: deleting
+RESERVE_SHARE = 16  # needs room, too, and half of it is for what replaces older chunks.
+CAPACITY_BYTES_MIN = 16 * MIB  # of a store: below it the reserve would be a few chunks.
+INDEX_RESERVE_BYTES = 32 * MIB  # the same on the index's disk; more than one commit needs.
+INDEX_ROW_BYTES = 1536  # what a new name takes of the index, with pages copied on the way,
+INDEX_REF_BYTES = 256  # and a chunk's ref.
 KV_READERS_MAX = 4096  # read transactions open at once in one environment; 64 B each.
 KV_SPARE_TRANSACTIONS = 16  # ended read transactions that LMDB keeps for reuse.
 TREE_PROBLEMS_MAX = 1000  # sentences about one data file: a cut one could give millions.

@@ -198,6 +198,8 @@ class Serve(msgspec.Struct, frozen=True):
     """Make the folder if it is not there (the index knows the store as fresh)."""
     relaxed: bool = False
     """`-o sync=relaxed`: commits without waiting for the disk."""
+    capacity: int = 0
+    """Bytes that the store may take of its disk; 0: all of it."""
 
 
 class StoreStats(msgspec.Struct, frozen=True):

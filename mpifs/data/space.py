@@ -14,13 +14,12 @@ class Space:
     """Free bytes by store.  Any thread: dict operations are atomic in CPython.
 
     `disk_of` maps a store to a name of the file system it lies on, equal for stores that share
-    one.
+    one; it may change.
     """
 
     def __init__(self, free: Mapping[int, int], disk_of: Mapping[int, str]) -> None:
         self._free: dict[int, int] = dict(free)
-        self._disk_of = {store: disk_of.get(store, str(store)) for store in free}
-        self._stores_on = Counter(self._disk_of.values())
+        self._disk_of = disk_of
         self._fits = 0
         self._count()
 
@@ -34,12 +33,14 @@ class Space:
         """With k of n stores on a disk, k/n of all bytes go there: the disk that would be full
         first decides.  Done here and not in free_bytes, which every write asks."""
         least: dict[str, int] = {}
+        stores_on: Counter[str] = Counter()
         for store, free in list(self._free.items()):
-            disk = self._disk_of[store]
+            disk = self._disk_of.get(store, str(store))
             least[disk] = min(free, least.get(disk, free))
-        count = len(self._free)
+            stores_on[disk] += 1
+        count = stores_on.total()
         self._fits = min(
-            (free * count // self._stores_on[disk] for disk, free in least.items()), default=0
+            (free * count // stores_on[disk] for disk, free in least.items()), default=0
         )
 
     def free_bytes(self, replicas: int) -> int:

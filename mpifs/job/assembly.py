@@ -69,7 +69,8 @@ def build_vfs(
         )
         on_damage(key, ref, store)
 
-    space = Space(stores.free, stores.disk_of)
+    # With a capacity each store tells its own share, also of a disk that others use.
+    space = Space(stores.free, {} if index.geometry.capacity_bytes else stores.disk_of)
     scatter = Scatter(endpoint, client, stores.rank_of, kind, space.told)
     gather = Gather(client, stores, kind, found_damage)
     cache = ChunkCache(gather.fetch, options.cache_bytes_max)

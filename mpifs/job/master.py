@@ -115,6 +115,7 @@ class Master:
             mender.note,
         )
         self._undo.callback(vfs.close)
+        self.crew.on_free = vfs.writeback.space.told
         control = ControlServer(self.config.folder.socket)
         control.register("stop", self._on_stop)
         control.register("status", lambda args: report.status(self.config, index, vfs, self.crew))

@@ -197,6 +197,7 @@ class StoreService:
             checksum=kind,
             create=serve.create,
             relaxed=serve.relaxed,
+            capacity_bytes=serve.capacity,
         )
         self._store, self._served, self._sum = store, serve, function_of(kind)
         self._writer = Writer(store, f"store-{serve.store}-writer")
@@ -277,6 +278,8 @@ class StoreService:
 
     def _submit(self, request: Request, change: Change, size: int) -> None:
         def done(failure: MpifsError | None) -> None:
+            if change.deletes:
+                self._free_s = float("-inf")  # rank 0 must hear of the room that there is now
             if failure is not None:
                 request.refuse(failure)
             else:

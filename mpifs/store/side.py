@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 from mpifs.core.checksum import Buffer, guard64
 from mpifs.core.errors import DamageError, FullError
-from mpifs.core.image import IMAGE_HEADER_BYTES, decode_header
+from mpifs.core.image import IMAGE_HEADER_BYTES, decode_header, encode_key
+from mpifs.core.types import ChunkKey
 from mpifs.kv import Environment, WriteTransaction
 
 COUNTERS_KEY = b"counters"
@@ -116,6 +117,12 @@ class Side:
             if change.counters != self.counters or self._is_stale:
                 transaction.put("meta", COUNTERS_KEY, _encode(change.counters))
         self.counters, self._is_stale = change.counters, False
+
+    def has_older(self, key: ChunkKey) -> bool:
+        """Whether an older generation of the chunk is stored here."""
+        first = encode_key(ChunkKey(key.inode, key.chunk, 0))
+        with self.environment.read() as transaction:
+            return next(transaction.scan_keys("headers", first, encode_key(key)), None) is not None
 
     def close(self) -> None:
         """Closes the environment; its map stays as long as a reader is open."""

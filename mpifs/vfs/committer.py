@@ -9,6 +9,7 @@ renamed over another one are put behind a barrier: every commit first flushes wh
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -159,10 +160,23 @@ class Committer:
                     data.idle.wait(_SETTLE_LOOK_S)
         self.commit()
 
-    def check_room(self) -> None:
-        """Raises the index's full disk: what is not committed must not grow without bound."""
+    def claim_room(self, size: int, *, is_growth: bool = True) -> None:
+        """Raises the index's full disk: what is not committed must not grow without bound, and
+        what was accepted must fit when it is committed."""
         if isinstance(self.error, FullError):
             raise self.error
+        self._index.room.claim(size, is_growth=is_growth)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the index takes nothing new."""
+        return isinstance(self.error, FullError) or self._index.room.is_full
+
+    def after_removal(self) -> None:
+        """On a nearly full disk many removals in one commit might not fit: then each is its own."""
+        if self._index.room.is_tight:
+            with contextlib.suppress(FullError):  # it is tried again, with what comes then
+                self.commit()
 
     def make_room(self, is_full: bool) -> None:
         """Write-back is at its bound (`is_full` false), or the stores are."""

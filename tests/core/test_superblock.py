@@ -76,7 +76,7 @@ def test_hostile_bytes(data: bytes) -> None:
     ("place", "fmt", "value", "words"),
     [
         (8, "<H", 2, "install"),
-        (12, "<I", 1, "install"),
+        (12, "<I", 2, "install"),
         (10, "<H", 9, "role"),
         (58, "<H", 77, "checksum"),
         (52, "<I", 5000, "geometry"),
