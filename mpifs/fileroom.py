@@ -37,6 +37,8 @@ class FileRoom:
         self._reusable = reusable
         self._grow_map = grow_map
         self._preallocate = preallocate
+        self.ahead_bytes_max = PREALLOCATE_BYTES
+        """Blocks allocated ahead of their use, beside KV_SLACK_BYTES."""
         self._fd = os.open(os.path.join(folder, DATA_NAME), os.O_RDWR | os.O_CLOEXEC)
         self._allocated = 0
         self.look()
@@ -64,7 +66,7 @@ class FileRoom:
             return True
         wanted = least
         free = disk_free_bytes(self._folder)
-        ahead = min(PREALLOCATE_BYTES, max(used, needed_bytes))
+        ahead = min(self.ahead_bytes_max, max(used, needed_bytes))
         if free > 4 * ahead:
             wanted = max(least, used + ahead)
         if free <= wanted - start:

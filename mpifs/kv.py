@@ -155,7 +155,7 @@ class WriteTransaction(ReadTransaction):
             else:
                 self._transaction.abort()
         except lmdb.Error as error:
-            self._environment._room.look()
+            self._environment.room.look()
             raise _failure(error, self._name) from error
         finally:
             self._environment._writer.release()
@@ -217,7 +217,7 @@ class Environment:
             raise
         self._environment.reader_check()
         self._page_bytes = self._environment.stat()["psize"]
-        self._room = FileRoom(
+        self.room = FileRoom(
             path, self.used_bytes, self.reusable_bytes, self._grow_map, preallocate=preallocate
         )
 
@@ -272,7 +272,7 @@ class Environment:
         its transactions.
         Raises FullError if neither the disk and the map nor the reusable pages have room.
         """
-        self._room.ahead(needed_bytes, may_use_slack=may_use_slack)
+        self.room.ahead(needed_bytes, may_use_slack=may_use_slack)
 
     def _grow_map(self, least: int) -> bool:
         """Whether the map has `least` bytes, made longer if need be and nobody reads in it."""
@@ -306,7 +306,7 @@ class Environment:
     def free_bytes(self) -> int:
         """Estimate of what can still be stored: disk and spare pages, within the map."""
         can_grow = self._gate is not None and has_address_space(self._map_bytes + MAP_BYTES_SMALL)
-        return self._room.free_bytes(MAP_BYTES if can_grow else self._map_bytes)
+        return self.room.free_bytes(MAP_BYTES if can_grow else self._map_bytes)
 
     def sync(self) -> None:
         """Makes every commit durable, whatever the environment's sync mode."""
@@ -336,9 +336,9 @@ class Environment:
 
         Requires: no write transaction is open.
         """
-        if self._room.is_closed:
+        if self.room.is_closed:
             return True
-        self._room.close()
+        self.room.close()
         if self.readers():
             _kept.append(self._environment)
             return False

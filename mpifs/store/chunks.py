@@ -283,13 +283,14 @@ class ChunkStore:
                 home = self.home(image.header.inode, length)
                 sizes.setdefault(home, []).append(stored_bytes(length))
         needed_bytes = {side: sum(wanted) for side, wanted in sizes.items() if wanted}
-        if not self._room.has(needed_bytes, is_replacing=False) and not (
+        is_tight = bool(needed_bytes) and not self._room.has(needed_bytes, is_replacing=False)
+        if is_tight and not (
             self._room.has(needed_bytes, is_replacing=True)
             and all(self._is_replacement(image) for change in changes for image in change.puts)
         ):
             raise FullError(f"store {self.store} ({self.folder}) is full")
         for side, wanted in sizes.items():
-            side.make_room(sum(wanted), len(wanted))
+            side.make_room(sum(wanted), len(wanted), is_replacing=is_tight)
 
     def _is_replacement(self, image: Image) -> bool:
         key = image.header.key

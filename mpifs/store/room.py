@@ -24,6 +24,9 @@ class StoreRoom:
         self._folder = folder
         self._sides = sides
         self._capacity_bytes = capacity_bytes
+        if capacity_bytes:
+            for side in sides:
+                side.environment.room.ahead_bytes_max = 0
 
     def has(self, needed_bytes: Mapping[Side, int], *, is_replacing: bool) -> bool:
         """Whether all sides can take so much."""
