@@ -9,13 +9,14 @@ no waiting for company.  Nothing is answered before it is durable.
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
-from mpifs.core.errors import DamageError, MpifsError
+from mpifs.core.errors import DamageError, MpifsError, PosixError
 from mpifs.core.limits import (
     COMMIT_BYTES_MAX,
     COMMIT_OPERATIONS_MAX,
@@ -136,6 +137,8 @@ class Writer:
             action()
         except MpifsError as error:
             return error
+        except MemoryError:
+            return PosixError(errno.ENOMEM, "a worker is out of memory (a limit of its process)")
         except Exception as error:  # noqa: BLE001 - a dead writer would hang every request
             _log.exception("store writer failed")
             return DamageError(f"store writer failed: {error!r}")

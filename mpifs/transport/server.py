@@ -241,13 +241,13 @@ class Server:
         if not header.body_bytes:
             self._handle(request)
         elif header.is_inline:
-            self._lend(request)
+            if not self._lend(request):
+                request.refuse(_no_memory())
+                return
             assert request.body is not None
             request.body[:] = memoryview(message)[end : end + header.body_bytes]
             self._handle(request)
-        elif self._has_room():
-            self._receive(request)
-        else:
+        elif not self._has_room() or not self._receive(request):
             self._waiting.append(request)
 
     def _refuse(self, source: int, size: int, error: ProtocolError) -> None:
@@ -267,12 +267,18 @@ class Server:
             return False
         return self._held_bytes < RECEIVE_BYTES_MAX
 
-    def _lend(self, request: Request) -> None:
+    def _lend(self, request: Request) -> bool:
+        """Gives the request a buffer for its body; False if there is no memory for it."""
         size = request.header.body_bytes
-        request.buffer = self._take_buffer(size)
+        try:
+            request.buffer = self._take_buffer(size)
+        except MemoryError:
+            _log.warning("no memory for a request of %d bytes: it waits", size)
+            return False
         request.body = memoryview(request.buffer)[:size]
         with self._lock:
             self._held_bytes += size
+        return True
 
     def give_back(self, buffer: bytearray, size: int) -> None:
         """Called by a request that is done."""
@@ -280,18 +286,20 @@ class Server:
             self._held_bytes -= size
         self._give_buffer(buffer)
 
-    def _receive(self, request: Request) -> None:
-        """Posts the receive of a long body."""
-        self._lend(request)
+    def _receive(self, request: Request) -> bool:
+        """Posts the receive of a long body; False if there is no memory for it."""
+        if not self._lend(request):
+            return False
         assert request.body is not None
         tag = TAG_DATA_BASE + request.header.slot
         try:
             operation = self.endpoint.irecv(request.source, tag, request.body)
         except MpifsError as error:
             self._drop(request, error)
-            return
+            return True
         if not self._finish_receive(request, operation):
             self._receiving.append((request, operation))
+        return True
 
     def _finish_receive(self, request: Request, operation: Operation) -> bool:
         """Hands the request on if its body has come; True if the receive is over."""
@@ -316,7 +324,9 @@ class Server:
         for _ in range(len(self._waiting)):
             if not self._has_room():
                 break
-            self._receive(self._waiting.popleft())
+            if not self._receive(self._waiting[0]):
+                break
+            self._waiting.popleft()
             moved = True
         return moved
 
@@ -331,6 +341,9 @@ class Server:
             self._handler(request)
         except OSError as error:
             request.refuse(error)
+            request.done()
+        except MemoryError:
+            request.refuse(_no_memory())
             request.done()
         except Exception:  # noqa: BLE001  # The loop must go on and the asker must hear.
             _log.exception("request of kind %d failed", request.header.kind)
@@ -384,3 +397,7 @@ class Server:
             else:
                 self._sending.append(sending)
         return done > 0
+
+
+def _no_memory() -> OSError:
+    return OSError(errno.ENOMEM, "this worker is out of memory (a limit of its process)")

@@ -10,11 +10,12 @@ renamed over another one are put behind a barrier: every commit first flushes wh
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import threading
 import time
 
-from mpifs.core.errors import FullError, MpifsError
+from mpifs.core.errors import FullError, MpifsError, PosixError
 from mpifs.core.limits import BATCH_COUNT_MAX, DIRTY_AGE_MAX_S, REQUEST_TIMEOUT_S
 from mpifs.data.reclaim import Reclaim
 from mpifs.index.batch import Batch
@@ -229,7 +230,8 @@ class Committer:
             try:
                 self._tick()
                 self.error = None
-            except OSError as error:
+            except (OSError, MemoryError) as failure:
+                error = failure if isinstance(failure, OSError) else PosixError(errno.ENOMEM)
                 if self.error is None or str(self.error) != str(error):
                     log.error("commit failed, will be tried again: %s", error)
                 self.error = error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from contextlib import suppress
 
 from mpifs.core import intervals
 from mpifs.core.errors import ChunkMissingError, DamageError
@@ -154,4 +155,5 @@ class Reader:
                 key, ref = self._queue.popleft()
             except IndexError:
                 continue
-            self.cache.prefetch(key, ref)
+            with suppress(MemoryError):  # a limit of this process: the reader will hear of it
+                self.cache.prefetch(key, ref)
