@@ -58,6 +58,10 @@ PINGS_MAX = 1024  # answers waited for together: polling more takes longer than 
 HELLO_TIMEOUT_S = 15.0  # half of START_TIMEOUT_S: the rest is for opening the stores.
 STATS_TIMEOUT_S = 2.0  # a status that is late is worth nothing.
 IDLE_LOOK_S = 60.0  # who waits for work looks by himself this often: a lost wake-up costs that.
+UNMOUNT_RETRY_S = 0.05  # a busy mount is tried again so often while it has grace,
+UNMOUNT_LAZY_S = 1.0  # its users may finish for so long once it is detached,
+UNMOUNT_ABORT_S = 2.0  # and the session's threads have so long once they were cut off.
+FUSERMOUNT_TIMEOUT_S = 10.0  # it answers at once, unless the kernel waits for a dead server.
 UNUSED_JOB_S = 10.0  # a job without a mount whose command was killed ends itself after this.
 REFUSED_BODY_S = 1.0  # a refused request's long body may never be taken; then its slot is lost.
 GARBLED_TRIES = 3  # a message damaged on its way is sent so often in all; more is no accident.
@@ -69,6 +73,7 @@ NO_BELL_SLEEP_S = 0.0005  # peer on another host without a bell: poll at this in
 NO_BELL_QUIET_S = 1.0  # without traffic for so long, a rank far from its peers sleeps longer:
 NO_BELL_QUIET_SLEEP_S = 0.005  # the idle CPU stays under 0.5 % of a core.
 SEND_PROGRESS_S = 0.0003  # while own long messages are under way nobody sleeps longer than this.
+SERVER_BUFFER_BYTES = 32 * MIB  # kept for reuse by a worker: what one group commit takes.
 SERVER_BATCH_COUNT = 32  # requests a service loop takes before it looks at its sends again.
 RECEIVES_MAX = 64  # request bodies a service loop receives at once.
 RECEIVE_BYTES_MAX = 256 * MIB  # unanswered request bodies in a service; more wait outside.
@@ -85,6 +90,12 @@ ALIAS_MAX = 65_536  # names of hard-linked files the kernel may have cached.
 
 # Write-back and commit.
 COMMIT_INTERVAL_S = 0.1  # -o commit=: a closed file survives the death of every rank after this.
+COMMIT_INTERVAL_MAX_S = 60.0  # more would make the promise of close worthless.
+MEMORY_BYTES_MIN = 8 * MIB  # of -o dirty= and cache=: below it a few chunks fill the buffers.
+SETTLE_LOOK_S = 0.02  # the end of a write is told only when nothing at all is on its way.
+CLEAN_ROUNDS_MAX = 64  # batches of garbage per tick, so that one tick stays short.
+READ_TRIES = 4  # a chunk rewritten while it is read has a newer ref; each try looks it up anew.
+READAHEAD_QUEUE_MAX = 256  # chunks asked for ahead; older wishes are dropped for newer ones.
 DIRTY_AGE_MAX_S = 1.0  # an open file's dirty chunk is flushed after this at the latest.
 INFLIGHT_COUNT_MAX = 256  # PUTs on their way at once, over all workers,
 INFLIGHT_BYTES_MAX = 48 * MIB  # and their bytes: workers commit larger groups, syncs are shared.
@@ -103,6 +114,8 @@ CONTROL_CLIENTS_MAX = 32  # threads of rank 0 for commands; more is a runaway sc
 CONTROL_HANDLES_MAX = 1024  # open files of one client, as the usual limit of open files.
 CONTROL_TIMEOUT_S = 60.0  # two REQUEST_TIMEOUT_S: a call may wait for a flush and a commit.
 CONTROL_FRAME_TIMEOUT_S = 30.0  # a client that stops in the middle of a frame is dropped.
+COMMAND_POLL_S = 0.1  # how soon a waiting command notices that its turn has come.
+STATUS_TIMEOUT_S = 10.0  # a status waits for STATS_TIMEOUT_S and little else.
 COMMAND_TURN_S = 60.0  # a command waits so long for another one's job on an unmounted volume.
 PIECE_BYTES = MIB  # file bytes of one read or write of a command: the knee of the socket's rate.
 PAGE_ENTRIES = 1024  # rows of a listing or a layout in one answer, about 350 KiB at most.
@@ -112,10 +125,15 @@ SYMLINKS_MAX = 40  # links followed in one path, as Linux does (MAXSYMLINKS).
 FSCK_QUEUE_COUNT_MAX = 1024  # findings not yet read by the client: the checks wait above it.
 FSCK_PAGE_COUNT = 256  # findings in one answer: at most 2.5 MiB, far below a frame.
 FSCK_SILENCE_S = 600.0  # a client that reads nothing for so long (a pager) has lost its run.
+FSCK_LOOK_S = 0.25  # how soon a cancelled run notices while it waits.
+FSCK_FAREWELL_S = 1.0  # a stopping rank 0 lets the client hear so long that its run was ended.
 FSCK_POLL_S = 0.25  # a poll waits so long for news: how soon Ctrl-C and the bar are served.
 FSCK_CANCEL_S = 15.0  # from Ctrl-C to the end of the checks; half a request's deadline.
 SCRUB_RATE_BYTES = 32 * MIB  # a second, over all workers: a tenth of a slow disk's rate each.
 SCRUB_WRITE_S = 5.0  # how much of a scrub's work a crash of rank 0 repeats.
+SCRUB_STAND_ASIDE_S = 0.5  # a scrub that made room for a check looks this often whether it is over.
+SCRUB_AFTER_ERROR_S = 30.0  # a worker that is away for a while must not fill the log.
+SCRUB_JOIN_S = 15.0  # the end of its step at a stop: half a request's deadline.
 SCRUB_FINDINGS_MAX = 1000  # findings kept for `scrub status`; more are counted and logged.
 
 # Copies of the index on the workers, and its recovery.

@@ -8,6 +8,7 @@ chunk must not change; the scatter thread alone writes its header room.
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 from collections import deque
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 from mpifs.core import image
 from mpifs.core.buffers import BufferPool
 from mpifs.core.checksum import function_of
-from mpifs.core.errors import was_garbled
+from mpifs.core.errors import PosixError, was_garbled
 from mpifs.core.limits import (
     BATCH_BYTES_MAX,
     BATCH_COUNT_MAX,
@@ -152,11 +153,9 @@ class Scatter:
             )
             item.waiting = len(item.stores)
             for store in item.stores:
-                if item.length > PACKED_BYTES_MAX:
+                if item.length > PACKED_BYTES_MAX or not self._pack(batches, store, item):
                     body = memoryview(item.buffer)[: _ROOM + item.length]
                     self._start(store, body, [item], None)
-                else:
-                    self._pack(batches, store, item)
         for store, batch in batches.items():
             self._start_batch(store, batch)
         return True
@@ -164,19 +163,25 @@ class Scatter:
     def _has_room(self) -> bool:
         return len(self._under_way) < INFLIGHT_COUNT_MAX and self._bytes < INFLIGHT_BYTES_MAX
 
-    def _pack(self, batches: dict[int, _Batch], store: int, item: Outgoing) -> None:
+    def _pack(self, batches: dict[int, _Batch], store: int, item: Outgoing) -> bool:
+        """Adds a chunk to its store's batch; False if there is no memory for another batch."""
         size = image.padded(_ROOM + item.length)
         batch = batches.get(store)
         if batch and (batch.size + size > BATCH_BYTES_MAX or len(batch.items) >= BATCH_COUNT_MAX):
             self._start_batch(store, batch)
             batch = None
         if batch is None:
-            batch = batches[store] = _Batch(self._bodies.take(BATCH_BYTES_MAX))
+            batches.pop(store, None)
+            try:
+                batch = batches[store] = _Batch(self._bodies.take(BATCH_BYTES_MAX))
+            except MemoryError:
+                return False
         end = batch.size + _ROOM + item.length
         batch.body[batch.size : end] = memoryview(item.buffer)[: _ROOM + item.length]
         batch.size += size
         batch.body[end : batch.size] = bytes(batch.size - end)
         batch.items.append(item)
+        return True
 
     def _start_batch(self, store: int, batch: _Batch) -> None:
         self._start(store, memoryview(batch.body)[: batch.size], batch.items, batch.body)
@@ -193,8 +198,9 @@ class Scatter:
             pending = self._client.start(
                 self._rank_of(store), Kind.PUT, body=body, items=len(items)
             )
-        except OSError as error:
-            self._finish(store, items, error)
+        except (OSError, MemoryError) as error:
+            failure = error if isinstance(error, OSError) else PosixError(errno.ENOMEM)
+            self._finish(store, items, failure)
             return
         sent = _Sent(pending, store, body, items, owned, tries)
         self._under_way.append(sent)

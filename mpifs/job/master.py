@@ -20,7 +20,12 @@ from collections.abc import Callable
 from typing import Any
 
 from mpifs.core.errors import PosixError
-from mpifs.core.limits import REQUEST_TIMEOUT_S, STOP_TIMEOUT_S, UNUSED_JOB_S
+from mpifs.core.limits import (
+    IDLE_LOOK_S,
+    REQUEST_TIMEOUT_S,
+    STOP_TIMEOUT_S,
+    UNUSED_JOB_S,
+)
 from mpifs.core.types import StoreState, opened
 from mpifs.fuse import kernel_mounts
 from mpifs.fuse.mount import FuseMount
@@ -80,7 +85,8 @@ class Master:
                 folder, job, job_state.READY, rank0=mine, workers=self._roster(), lost=self._lost()
             )
             log.info("serving %s at %s", folder.path, self.config.mountpoint or "no mount")
-            self._stop.wait()
+            while not self._stop.wait(IDLE_LOOK_S):
+                pass
             job_state.change(folder, job, job_state.STOPPING)
             if self._mount is not None and not self._mount.unmount(_BUSY_GRACE_S):
                 log.warning("the mount was taken away from processes that used it")
@@ -190,7 +196,8 @@ class Master:
 
     def _await_unmount(self) -> None:
         assert self._mount is not None
-        self._mount.wait()
+        while not self._mount.wait(IDLE_LOOK_S):
+            pass
         self._stop.set()
 
     def _on_stop(self, args: dict[str, Any]) -> dict[str, Any]:

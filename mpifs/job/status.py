@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from mpifs.core.errors import InUseError, MpifsError
+from mpifs.core.limits import STATUS_TIMEOUT_S
 from mpifs.core.types import StoreEntry, StoreState
 from mpifs.job import launch, report
 from mpifs.job import state as job_state
 from mpifs.job.control import ControlClient
 from mpifs.job.folder import VolumeFolder
 from mpifs.job.report import Document
-
-_TIMEOUT_S = 10.0
 
 
 def status_of(folder: VolumeFolder) -> Document:
@@ -21,7 +20,7 @@ def status_of(folder: VolumeFolder) -> Document:
     state = job_state.read(folder)
     rank0 = job_state.process(state, "rank0")
     if rank0 is not None and state.get("state") == job_state.READY:
-        with ControlClient(folder.socket, _TIMEOUT_S) as client:
+        with ControlClient(folder.socket, STATUS_TIMEOUT_S) as client:
             return client.call("status")
     if job_state.is_served(state):
         raise InUseError(f"{folder.path} is {state.get('state')}; ask again in a moment")

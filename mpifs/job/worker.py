@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from mpifs.core.buffers import BufferPool
 from mpifs.core.image import IMAGE_HEADER_BYTES
-from mpifs.core.limits import FINALIZE_TIMEOUT_S, MIB
+from mpifs.core.limits import (
+    FINALIZE_TIMEOUT_S,
+    SERVER_BUFFER_BYTES,
+)
 from mpifs.job.signals import SignalGate
 from mpifs.store.service import StoreService
 from mpifs.transport.endpoint import Endpoint
 from mpifs.transport.server import Server
-
-_KEPT_BYTES = 32 * MIB  # buffers kept for reuse: what one group commit takes.
 
 
 def serve(volume: str, endpoint: Endpoint, gate: SignalGate) -> int:
@@ -19,7 +20,7 @@ def serve(volume: str, endpoint: Endpoint, gate: SignalGate) -> int:
     Signals are ignored: rank 0 gets them too, flushes, and then sends STOP.
     """
     gate.arm(lambda: None)
-    pool = BufferPool(IMAGE_HEADER_BYTES, _KEPT_BYTES)
+    pool = BufferPool(IMAGE_HEADER_BYTES, SERVER_BUFFER_BYTES)
     service = StoreService(volume, endpoint.host(endpoint.rank))
     server = Server(endpoint, service.handle, pool.take, pool.give)
     try:

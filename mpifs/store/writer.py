@@ -20,6 +20,7 @@ from mpifs.core.errors import DamageError, MpifsError, PosixError
 from mpifs.core.limits import (
     COMMIT_BYTES_MAX,
     COMMIT_OPERATIONS_MAX,
+    IDLE_LOOK_S,
     WRITE_QUEUE_BYTES_MAX,
     WRITE_QUEUE_COUNT_MAX,
 )
@@ -95,7 +96,7 @@ class Writer:
         while True:
             with self._wake:
                 while not self._queue and self._at_end is None:
-                    self._wake.wait()
+                    self._wake.wait(IDLE_LOOK_S)
                 group = self._take()
                 at_end = self._at_end
             if group:

@@ -51,6 +51,7 @@ _log = logging.getLogger(__name__)
 
 _RETURN_ADDRESS = struct.Struct("<HBBiIIQIII16s")
 """The header's fields up to the bell: enough to answer a header that `decode_header` refuses."""
+_NO_MEMORY = OSError(errno.ENOMEM, "this worker is out of memory (a limit of its process)")
 
 
 class Request:
@@ -242,7 +243,7 @@ class Server:
             self._handle(request)
         elif header.is_inline:
             if not self._lend(request):
-                request.refuse(_no_memory())
+                request.refuse(_NO_MEMORY)
                 return
             assert request.body is not None
             request.body[:] = memoryview(message)[end : end + header.body_bytes]
@@ -343,7 +344,7 @@ class Server:
             request.refuse(error)
             request.done()
         except MemoryError:
-            request.refuse(_no_memory())
+            request.refuse(_NO_MEMORY)
             request.done()
         except Exception:  # noqa: BLE001  # The loop must go on and the asker must hear.
             _log.exception("request of kind %d failed", request.header.kind)
@@ -397,7 +398,3 @@ class Server:
             else:
                 self._sending.append(sending)
         return done > 0
-
-
-def _no_memory() -> OSError:
-    return OSError(errno.ENOMEM, "this worker is out of memory (a limit of its process)")

@@ -16,7 +16,14 @@ import threading
 import time
 
 from mpifs.core.errors import FullError, MpifsError, PosixError
-from mpifs.core.limits import BATCH_COUNT_MAX, DIRTY_AGE_MAX_S, REQUEST_TIMEOUT_S
+from mpifs.core.limits import (
+    BATCH_COUNT_MAX,
+    CLEAN_ROUNDS_MAX,
+    DIRTY_AGE_MAX_S,
+    IDLE_LOOK_S,
+    REQUEST_TIMEOUT_S,
+    SETTLE_LOOK_S,
+)
 from mpifs.data.reclaim import Reclaim
 from mpifs.index.batch import Batch
 from mpifs.index.index import Index
@@ -25,9 +32,6 @@ from mpifs.vfs.file_data import FileData
 from mpifs.vfs.writeback import WriteBack
 
 log = logging.getLogger(__name__)
-
-_SETTLE_LOOK_S = 0.02  # `idle` is told of only when nothing at all is on its way.
-_CLEAN_ROUNDS = 64  # batches of garbage per tick, so that one tick stays short.
 
 
 class Committer:
@@ -158,7 +162,7 @@ class Committer:
                 while not all(buffer.is_done for buffer in flying):
                     if time.monotonic() > deadline:
                         raise MpifsError("workers do not take the data on its way to them")
-                    data.idle.wait(_SETTLE_LOOK_S)
+                    data.idle.wait(SETTLE_LOOK_S)
         self.commit()
 
     def claim_room(self, size: int, *, is_growth: bool = True) -> None:
@@ -223,7 +227,7 @@ class Committer:
 
     def _run(self) -> None:
         while not self._quit.is_set():
-            self._wake.wait()
+            self._wake.wait(IDLE_LOOK_S)
             self._wake.clear()
             if self._quit.wait(self._interval_s / 2):
                 return
@@ -251,7 +255,7 @@ class Committer:
                 log.error("%s", error)
         self.commit()
         rounds = 0
-        while self.clean_up() and rounds < _CLEAN_ROUNDS and not self._quit.is_set():
+        while self.clean_up() and rounds < CLEAN_ROUNDS_MAX and not self._quit.is_set():
             rounds += 1
             self.commit()
         if self._writeback.files or rounds:
@@ -271,7 +275,7 @@ class Committer:
         if self._thread.is_alive():
             self._thread.join(10)
         self.sync()
-        for _ in range(_CLEAN_ROUNDS):
+        for _ in range(CLEAN_ROUNDS_MAX):
             if not self.clean_up():
                 break
             self.commit()

@@ -9,7 +9,12 @@ from contextlib import suppress
 from mpifs.core import intervals
 from mpifs.core.errors import ChunkMissingError, DamageError
 from mpifs.core.layout import extents
-from mpifs.core.limits import READAHEAD_CHUNKS_MAX
+from mpifs.core.limits import (
+    IDLE_LOOK_S,
+    READ_TRIES,
+    READAHEAD_CHUNKS_MAX,
+    READAHEAD_QUEUE_MAX,
+)
 from mpifs.core.types import ChunkKey, ChunkRef
 from mpifs.index.index import Index
 from mpifs.index.inode import Inode
@@ -17,8 +22,6 @@ from mpifs.vfs.cache import ChunkCache
 from mpifs.vfs.chunk_buffer import ChunkBuffer
 from mpifs.vfs.file_data import FileData
 from mpifs.vfs.handles import FileHandle
-
-_RETRIES = 4  # a chunk rewritten while it is read has a newer ref; each retry looks it up anew.
 
 
 def copy_zeros(into: memoryview) -> None:
@@ -33,7 +36,7 @@ class Reader:
         self._ahead_bytes = ahead_bytes
         self._index = index
         self.cache = cache
-        self._queue: deque[tuple[ChunkKey, ChunkRef]] = deque(maxlen=256)
+        self._queue: deque[tuple[ChunkKey, ChunkRef]] = deque(maxlen=READAHEAD_QUEUE_MAX)
         self._wanted = threading.Semaphore(0)
         self._is_closing = False
         self._threads = [
@@ -73,7 +76,7 @@ class Reader:
                 if buffer is not None:
                     self.copy_from(inode, buffer, start, into)
                     return
-        for attempt in range(_RETRIES):
+        for attempt in range(READ_TRIES):
             ref = self._index.ref(inode, chunk)
             if ref is None:
                 copy_zeros(into)
@@ -83,7 +86,7 @@ class Reader:
                 return
             except (ChunkMissingError, DamageError):
                 newer = self._index.ref(inode, chunk)
-                if attempt == _RETRIES - 1 or newer is None or newer == ref:
+                if attempt == READ_TRIES - 1 or newer is None or newer == ref:
                     raise
 
     def copy_from(self, inode: Inode, buffer: ChunkBuffer, start: int, into: memoryview) -> None:
@@ -148,7 +151,8 @@ class Reader:
 
     def _prefetch(self) -> None:
         while True:
-            self._wanted.acquire()
+            if not self._wanted.acquire(timeout=IDLE_LOOK_S):
+                continue
             if self._is_closing:
                 return
             try:
