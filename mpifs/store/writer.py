@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
+from mpifs import faultpoint
 from mpifs.core.errors import DamageError, MpifsError, PosixError
 from mpifs.core.limits import (
     COMMIT_BYTES_MAX,
@@ -100,6 +101,7 @@ class Writer:
                 group = self._take()
                 at_end = self._at_end
             if group:
+                faultpoint.reach("store.writer")
                 self._commit(group)
             elif at_end is not None:
                 at_end()

@@ -103,7 +103,7 @@ def check_lag(one: Volume, master: int, worker: int) -> None:
     before, peak = anonymous_bytes(master), 0
     block = pattern(4 * MIB)
     with lagging(worker), opened(one / "long", os.O_RDWR | os.O_CREAT) as fd:
-        for number in range(int(os.environ.get("MPIFS_LAG_MIB", "256")) // 4):
+        for number in range(int(os.environ.get("MPIFS_LAG_MIB", "128")) // 4):
             os.pwrite(fd, block, number * len(block))
             peak = max(peak, anonymous_bytes(master))
         os.fsync(fd)
@@ -138,3 +138,35 @@ def try_all(path: Path, data: bytes) -> set[int]:
     attempt(lambda: os.listdir(path.parent))
     attempt(path.unlink)
     return failed
+
+
+@pytest.mark.skipif(os.environ.get("MPIFS_FAULTS") != "long", reason="MPIFS_FAULTS=long")
+@pytest.mark.limit(400)
+@pytest.mark.timeout(400)
+def test_workers_that_never_finish_a_commit(volume: Make) -> None:
+    """They answer pings and reads.  Who writes has an error at a deadline; readers notice nothing."""
+    one = volume(workers=2, env={"MPIFS_FAULT": "store.writer:12:hang"})
+    data = pattern(2 * MIB)
+    put(one / "before", data)
+    os.sync()
+    began = time.monotonic()
+    failed = None
+    for number in range(40):
+        try:
+            with opened(one / f"f{number}", os.O_RDWR | os.O_CREAT) as fd:
+                os.write(fd, data)
+                os.fsync(fd)
+        except OSError as error:
+            failed = error
+            break
+    took_s = time.monotonic() - began
+    print(f"{failed} after {took_s:.0f} s")
+    assert failed is not None
+    assert failed.errno == errno.EIO
+    assert took_s < 200
+    began = time.monotonic()
+    assert (one / "before").read_bytes() == data
+    assert len(os.listdir(one.mnt)) >= 1
+    assert time.monotonic() - began < 5
+    one.kill()
+    one.mpifs("umount", one.mnt, check=False)
