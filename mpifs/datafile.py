@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from mpifs.core.errors import DamageError, FormatError, FullError, MpifsError
+from mpifs.core.errors import DamageError, FormatError, FullError, MpifsError, PosixError
 from mpifs.core.limits import KV_SLACK_BYTES, MIB
 
 DATA_NAME = "data.mdb"
@@ -26,6 +26,7 @@ _META = struct.Struct("=IIQQ" + "IHHQQQQQ" * 2 + "QQ")
 _META_BYTES = _PAGE_HEADER_BYTES + _META.size
 _NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_OUT_OF = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 _NO_ACCESS = (
     errno.EACCES,
     errno.EPERM,
@@ -154,6 +155,8 @@ def disk_failure(error: Exception, code: int | None, path: str) -> MpifsError:
     """What an error of the operating system means; LMDB shows a full disk as EIO."""
     if code in _NO_SPACE or (code == errno.EIO and _is_full(path)):
         return FullError(f"the disk of {path} is full")
+    if code in _OUT_OF:
+        return PosixError(code, f"{path}: {os.strerror(code)} (a limit of this process)")
     if code in _NO_ACCESS:
         return FormatError(f"{path} cannot be opened: {os.strerror(code)}")
     return DamageError(f"{path} cannot be read or written ({error}); is its disk failing?")

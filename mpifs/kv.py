@@ -1,15 +1,16 @@
 """LMDB environments: the only file that imports lmdb (py-lmdb 3, its engine 0.9.36).
 
 Never: writemap (a full disk is SIGBUS), lock=False (a reader's snapshot is overwritten), a change
-of the map's size (views into the old map crash the process), fork with an open environment.
+of the map's size while it is read (views into the old map crash the process), fork with an open
+environment.  The map has 16 TiB of address space; where that is limited (ulimit -v) it is small and
+grows, behind a ReaderGate.
 
 Reads give memoryviews into the map.  A view is valid until its transaction ends; in a write
 transaction until the next put or delete.  Copy what must live longer; after that a view shows
 other bytes, and after `close` reading it would crash the process.  `close` therefore leaves the
 map alone while a read transaction is open.
 
-py-lmdb keeps `max_spare_txns` read transactions itself and renews them: begin + get + end is
-0.44 µs with them and 0.55 without, so there is no second pool here.
+py-lmdb keeps read transactions itself and renews them: begin + get + end is 0.44 µs so.
 
 Every failure is a domain error: FullError (disk or map), DamageError (bytes are wrong, EIO),
 FormatError (no usable environment; the sentence says what to do).
@@ -20,7 +21,8 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from contextlib import contextmanager
+from typing import Literal, TypeAlias
 
 import lmdb
 
@@ -28,27 +30,28 @@ from mpifs.core.checksum import Buffer
 from mpifs.core.errors import DamageError, FormatError, FullError, InUseError, MpifsError
 from mpifs.core.limits import (
     KV_READERS_MAX,
-    KV_SLACK_BYTES,
     KV_SPARE_TRANSACTIONS,
     MAP_BYTES,
-    MAP_BYTES_FALLBACK,
-    PREALLOCATE_BYTES,
+    MAP_BYTES_SMALL,
+    MAP_GROWTH_WAIT_S,
+    WRITER_WAIT_S,
 )
 from mpifs.datafile import (
     DATA_NAME,
-    allocated_bytes,
     disk_failure,
-    disk_free_bytes,
-    grow_file,
     has_content,
     make_folder,
     stream,
 )
+from mpifs.fileroom import FileRoom, has_address_space, longer_map
 from mpifs.pagefile import check_pages
+from mpifs.readergate import ReaderGate
 
 Sync = Literal["full", "relaxed"]
+_Rows: TypeAlias = "Iterator[tuple[memoryview, memoryview]]"
+_Opened: TypeAlias = "tuple[lmdb.Environment, bool]"
+_Begun: TypeAlias = "tuple[lmdb.Transaction[memoryview], dict[str, lmdb._Database], str]"
 
-_MAP_BYTES_LEAST = 1 << 30
 _kept: list[lmdb.Environment] = []  # closed with a reader open: their maps must stay
 
 
@@ -60,15 +63,8 @@ class ReadTransaction:
 
     __slots__ = ("_databases", "_name", "_transaction")
 
-    def __init__(
-        self,
-        transaction: lmdb.Transaction[memoryview],
-        databases: dict[str, lmdb._Database],
-        name: str,
-    ) -> None:
-        self._transaction = transaction
-        self._databases = databases
-        self._name = name
+    def __init__(self, begun: _Begun) -> None:
+        self._transaction, self._databases, self._name = begun
 
     def __enter__(self) -> ReadTransaction:
         return self
@@ -87,9 +83,7 @@ class ReadTransaction:
         except lmdb.Error as error:
             raise _failure(error, self._name) from error
 
-    def scan(
-        self, db: str, start: Buffer = b"", end: Buffer | None = None
-    ) -> Iterator[tuple[memoryview, memoryview]]:
+    def scan(self, db: str, start: Buffer = b"", end: Buffer | None = None) -> _Rows:
         """Keys and values from `start` (included) to `end` (excluded; None = to the last one).
 
         Nothing may be written in the same transaction while the iterator is in use.
@@ -106,26 +100,36 @@ class ReadTransaction:
         self, db: str, start: Buffer, end: Buffer | None
     ) -> Iterator[lmdb.Cursor[memoryview]]:
         limit = None if end is None else bytes(end)
-        try:
-            with self._transaction.cursor(self._databases[db]) as cursor:
-                found = cursor.set_range(start) if start else cursor.first()
-                while found and (limit is None or bytes(cursor.key()) < limit):
-                    yield cursor
-                    found = cursor.next()
-        except lmdb.Error as error:
-            raise _failure(error, self._name) from error
+        with _told(self._name), self._transaction.cursor(self._databases[db]) as cursor:
+            found = cursor.set_range(start) if start else cursor.first()
+            while found and (limit is None or bytes(cursor.key()) < limit):
+                yield cursor
+                found = cursor.next()
 
     def last(self, db: str) -> tuple[memoryview, memoryview] | None:
         """The greatest key with its value, or None if the database is empty."""
-        try:
-            with self._transaction.cursor(self._databases[db]) as cursor:
-                return cursor.item() if cursor.last() else None
-        except lmdb.Error as error:
-            raise _failure(error, self._name) from error
+        with _told(self._name), self._transaction.cursor(self._databases[db]) as cursor:
+            return cursor.item() if cursor.last() else None
 
     def count(self, db: str) -> int:
         """Number of keys; costs nothing."""
         return self._transaction.stat(self._databases[db])["entries"]
+
+
+class _GatedRead(ReadTransaction):
+    """A read transaction of an environment whose map may be exchanged: inside `gate`."""
+
+    gate: ReaderGate | None = None
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends it.  May be repeated."""
+        super().close()
+        gate, self.gate = self.gate, None
+        if gate is not None:
+            gate.leave()
 
 
 class WriteTransaction(ReadTransaction):
@@ -139,7 +143,7 @@ class WriteTransaction(ReadTransaction):
 
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
-        super().__init__(*environment._begin_write())
+        super().__init__(environment._begin_write())
 
     def __enter__(self) -> WriteTransaction:
         return self
@@ -151,7 +155,7 @@ class WriteTransaction(ReadTransaction):
             else:
                 self._transaction.abort()
         except lmdb.Error as error:
-            self._environment._allocated = allocated_bytes(self._environment._fd)
+            self._environment.room.look()
             raise _failure(error, self._name) from error
         finally:
             self._environment._writer.release()
@@ -192,43 +196,53 @@ class Environment:
         create: bool = False,
     ) -> None:
         self.path = path
-        self._preallocate = preallocate
         self._writer = threading.Lock()
         self._writer_thread = 0
-        self._file = os.path.join(path, DATA_NAME)
+        file = os.path.join(path, DATA_NAME)
         if create:
             make_folder(path)
-        if has_content(self._file):
-            check_pages(self._file)
+        if has_content(file):
+            check_pages(file)
         elif not create:
-            raise FormatError(f"{self._file} is missing or empty; run mpifs fsck")
-        self._environment, self._map_bytes = _open(path, len(databases), map_bytes, sync, create)
+            raise FormatError(f"{file} is missing or empty; run mpifs fsck")
+        self._environment, is_small = _open(path, len(databases), map_bytes, sync, create)
+        self._map_bytes: int = self._environment.info()["map_size"]
+        self._gate = ReaderGate(MAP_GROWTH_WAIT_S) if is_small else None
+        opened = self._environment.open_db
         try:
-            self._databases = {
-                name: self._environment.open_db(name.encode(), create=create) for name in databases
-            }
-        except lmdb.NotFoundError as error:
+            with _told(path):
+                self._databases = {name: opened(name.encode(), create=create) for name in databases}
+        except MpifsError:
             self._environment.close()
-            raise FormatError(f"{path} lacks a database of mpifs; run mpifs fsck") from error
-        except lmdb.Error as error:
-            self._environment.close()
-            raise _failure(error, self.path) from error
+            raise
         self._environment.reader_check()
         self._page_bytes = self._environment.stat()["psize"]
-        self._fd = os.open(self._file, os.O_RDWR | os.O_CLOEXEC)
-        self._allocated = allocated_bytes(self._fd)
+        self.room = FileRoom(
+            path, self.used_bytes, self.reusable_bytes, self._grow_map, preallocate=preallocate
+        )
 
     def read(self) -> ReadTransaction:
         """Begins a read transaction; close it soon: while it is open no freed page is reused.
 
         Raises FullError if KV_READERS_MAX are open.
         """
+        if self._gate is None:
+            return ReadTransaction(self._begin())
+        self._gate.enter()
         try:
-            return ReadTransaction(
-                self._environment.begin(buffers=True), self._databases, self.path
-            )
+            reading = _GatedRead(self._begin())
+        except BaseException:
+            self._gate.leave()
+            raise
+        reading.gate = self._gate
+        return reading
+
+    def _begin(self, *, write: bool = False) -> _Begun:
+        try:
+            begun = self._environment.begin(write=write, buffers=True)
         except lmdb.Error as error:
             raise _failure(error, self.path) from error
+        return begun, self._databases, self.path
 
     def write(self) -> WriteTransaction:
         """Begins the write transaction, waiting for another thread's to end; use `with` at once.
@@ -237,95 +251,75 @@ class Environment:
         """
         return WriteTransaction(self)
 
-    def _begin_write(
-        self,
-    ) -> tuple[lmdb.Transaction[memoryview], dict[str, lmdb._Database], str]:
+    def _begin_write(self) -> _Begun:
         me = threading.get_ident()
         assert not (self._writer.locked() and self._writer_thread == me), "nested write"
-        self._writer.acquire()
+        if not self._writer.acquire(timeout=WRITER_WAIT_S):
+            raise MpifsError(f"the disk of {self.path} does not finish a commit")
         self._writer_thread = me
         try:
-            transaction = self._environment.begin(write=True, buffers=True)
-        except BaseException as error:
+            return self._begin(write=True)
+        except BaseException:
             self._writer.release()
-            if isinstance(error, lmdb.Error):
-                raise _failure(error, self.path) from error
             raise
-        return transaction, self._databases, self.path
 
-    def preallocate_ahead(self, needed_bytes: int = 0) -> None:
+    def preallocate_ahead(self, needed_bytes: int = 0, *, may_use_slack: bool = False) -> None:
         """Makes sure that `needed_bytes` can be written behind the last used page.
 
         A full disk is found here before LMDB meets it.  The gain in speed depends on the disk: from
         5 % (one that 300 MiB/s fill) to a factor of 4 (PITFALLS 12).  KV_SLACK_BYTES more are kept
-        for deletes.  Only the writing thread may call it, outside of its transaction.
-        Raises FullError if neither the disk nor the reusable pages have room.
+        for what must go on then (`may_use_slack`).  Only the writing thread may call it, outside of
+        its transactions.
+        Raises FullError if neither the disk and the map nor the reusable pages have room.
         """
-        used = self.used_bytes()
-        least = used + needed_bytes + KV_SLACK_BYTES
-        start = max(used, self._allocated)
-        if start >= least:
-            return
-        wanted = least
-        free = disk_free_bytes(self.path)
-        ahead = min(PREALLOCATE_BYTES, max(used, needed_bytes))
-        if free > 4 * ahead:
-            wanted = max(least, used + ahead)
-        if free > wanted - start and (not self._preallocate or grow_file(self._fd, start, wanted)):
-            self._allocated = wanted if self._preallocate else start
-        elif self.reusable_bytes() < 2 * needed_bytes:
-            raise FullError(f"the disk of {self.path} is full")
+        self.room.ahead(needed_bytes, may_use_slack=may_use_slack)
+
+    def _grow_map(self, least: int) -> bool:
+        """Whether the map has `least` bytes, made longer if need be and nobody reads in it."""
+        if least > self._map_bytes and self._gate is not None:
+            size = longer_map(self._map_bytes, least)
+            if size is not None:
+                with self._writer, self._gate.shut() as is_empty:
+                    if is_empty:
+                        self._environment.set_mapsize(size)
+                        self._map_bytes = size
+        return least <= self._map_bytes
 
     def last_transaction(self) -> int:
         """Number of the last committed write transaction: it tells whether anything changed."""
-        try:
+        with _told(self.path):
             return self._environment.info()["last_txnid"]
-        except lmdb.Error as error:
-            raise _failure(error, self.path) from error
 
     def used_bytes(self) -> int:
         """Length of the part of the file that LMDB has used so far."""
-        try:
+        with _told(self.path):
             return (self._environment.info()["last_pgno"] + 1) * self._page_bytes
-        except lmdb.Error as error:
-            raise _failure(error, self.path) from error
 
     def reusable_bytes(self) -> int:
         """Estimate of freed pages inside the used part (fragmented ones included)."""
-        try:
-            with self._environment.begin() as transaction:
-                stats = [transaction.stat(db) for db in self._databases.values()]
+        with _told(self.path), self.read() as reading:
+            stats = [reading._transaction.stat(db) for db in self._databases.values()]
             stats.append(self._environment.stat())
-        except lmdb.Error as error:
-            raise _failure(error, self.path) from error
         live = sum(s["branch_pages"] + s["leaf_pages"] + s["overflow_pages"] for s in stats)
         return max(0, self.used_bytes() - (live + 4) * self._page_bytes)
 
-    def spare_bytes(self) -> int:
-        """Estimate of what fits in without more of the disk: allocated and freed pages."""
-        return max(0, self._allocated - self.used_bytes()) + self.reusable_bytes()
-
     def free_bytes(self) -> int:
         """Estimate of what can still be stored: disk and spare pages, within the map."""
-        map_bytes = max(0, self._map_bytes - self.used_bytes()) + self.reusable_bytes()
-        return min(disk_free_bytes(self.path) + self.spare_bytes(), map_bytes)
+        can_grow = self._gate is not None and has_address_space(self._map_bytes + MAP_BYTES_SMALL)
+        return self.room.free_bytes(MAP_BYTES if can_grow else self._map_bytes)
 
     def sync(self) -> None:
         """Makes every commit durable, whatever the environment's sync mode."""
-        try:
+        with _told(self.path):
             self._environment.sync(True)
-        except lmdb.Error as error:
-            raise _failure(error, self.path) from error
 
     def copy_to(self, write: Callable[[bytes], None]) -> int:
         """Gives a compacted copy of the last committed state, as a data file, to `write` in order.
 
-        Gives its length.  A read transaction is open meanwhile.  What `write` raises comes through.
+        Gives its length.  A read transaction is open meanwhile; what `write` raises comes through.
         """
-        try:
+        with _told(self.path), self.read():  # which keeps the map in its place
             return stream(lambda fd: self._environment.copyfd(fd, compact=True), write)
-        except lmdb.Error as error:
-            raise _failure(error, self.path) from error
 
     def readers(self) -> int:
         """Number of read transactions open in all threads."""
@@ -342,10 +336,9 @@ class Environment:
 
         Requires: no write transaction is open.
         """
-        if self._fd < 0:
+        if self.room.is_closed:
             return True
-        os.close(self._fd)
-        self._fd = -1
+        self.room.close()
         if self.readers():
             _kept.append(self._environment)
             return False
@@ -353,15 +346,14 @@ class Environment:
         return True
 
 
-def _open(
-    path: str, databases: int, size: int, sync: Sync, create: bool
-) -> tuple[lmdb.Environment, int]:
-    """Opens with the largest map that the address space (ulimit -v) allows."""
-    while True:
+def _open(path: str, databases: int, size: int, sync: Sync, create: bool) -> _Opened:
+    """Opens with a map of `size` bytes or, if the address space (ulimit -v) has no room for it, a
+    small one; whether it is small."""
+    for map_bytes in (size, MAP_BYTES_SMALL):
         try:
             environment = lmdb.Environment(
                 path,
-                map_size=size,
+                map_size=map_bytes,
                 max_dbs=databases,
                 mode=0o600,
                 create=create,
@@ -374,21 +366,29 @@ def _open(
                 max_readers=KV_READERS_MAX,
                 max_spare_txns=KV_SPARE_TRANSACTIONS,
             )
-            return environment, size
-        except (lmdb.MemoryError, MemoryError) as error:
-            if size <= _MAP_BYTES_LEAST:
-                raise FormatError(
-                    f"{path} cannot be mapped: raise the limit of address space (ulimit -v)"
-                ) from error
-            size = max(_MAP_BYTES_LEAST, min(size >> 2, MAP_BYTES_FALLBACK))
+            return environment, map_bytes != size
+        except (lmdb.MemoryError, MemoryError):
+            continue
         except lmdb.Error as error:
             raise _failure(error, path) from error
+    raise FormatError(f"{path} cannot be mapped: raise the limit of address space (ulimit -v)")
+
+
+@contextmanager
+def _told(path: str) -> Iterator[None]:
+    """A block whose errors of LMDB become domain errors; 1 µs, so not for what is called often."""
+    try:
+        yield
+    except lmdb.Error as error:
+        raise _failure(error, path) from error
 
 
 def _failure(error: lmdb.Error, path: str) -> MpifsError:
     """What an error of LMDB means; a full disk shows as EIO at commit."""
     if isinstance(error, lmdb.MapFullError | lmdb.TxnFullError):
         return FullError(f"{path} has no room left in its map")
+    if isinstance(error, lmdb.NotFoundError):
+        return FormatError(f"{path} lacks a database of mpifs; run mpifs fsck")
     if isinstance(error, lmdb.ReadersFullError):
         return FullError(f"{path} has too many readers")
     if isinstance(error, lmdb.CorruptedError | lmdb.PageNotFoundError | lmdb.PanicError):

@@ -347,3 +347,63 @@ def test_kill_during_commits_keeps_what_was_told(tmp_path: Path, count: int) -> 
     with environment.write() as txn2:
         txn2.put("a", b"after", b"1")
     environment.close()
+
+
+GROWTH = """
+import resource, sys, threading
+from mpifs.core.errors import FullError
+from mpifs.kv import Environment
+path = sys.argv[1]
+used = int(open("/proc/self/statm").read().split()[0]) * 4096
+resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30), used + (1 << 30)))
+environment = Environment(path, ["a"], create=True)
+assert environment._map_bytes == 64 << 20, environment._map_bytes
+quit = threading.Event()
+seen = []
+def read():
+    while not quit.is_set():
+        with environment.read() as reading:
+            for key, value in reading.scan("a"):
+                assert bytes(value[:8]) == bytes(key) == bytes(value[-8:])
+        seen.append(1)
+threads = [threading.Thread(target=read) for _ in range(3)]
+for thread in threads:
+    thread.start()
+count = 0
+try:
+    while count < 900:
+        environment.preallocate_ahead((1 << 20) + 65536)
+        with environment.write() as writing:
+            key = count.to_bytes(8, "big")
+            writing.put("a", key, key * (1 << 17))
+        count += 1
+except FullError as error:
+    print(count, error)
+quit.set()
+for thread in threads:
+    thread.join()
+for number in range(0, count, 2):
+    with environment.write() as writing:
+        assert writing.delete("a", number.to_bytes(8, "big"))
+for number in range(5):
+    environment.preallocate_ahead((1 << 20) + 65536)
+    with environment.write() as writing:
+        key = number.to_bytes(8, "big")
+        writing.put("a", key, key * (1 << 17))
+assert environment._map_bytes > 64 << 20
+assert len(seen) > 5, seen
+print("lives")
+"""
+
+
+def test_a_small_map_grows_while_it_is_read_and_ends_in_enospc(tmp_path: Path) -> None:
+    """With `ulimit -v` the map is small at first; LMDB must never fail to map a longer one."""
+    done = subprocess.run(
+        [sys.executable, "-c", GROWTH, str(tmp_path / "e")], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    told, last = done.stdout.splitlines()
+    count, sentence = told.split(" ", 1)
+    assert 150 < int(count) < 900
+    assert "map" in sentence
+    assert last == "lives"

@@ -12,7 +12,8 @@ from mpifs.core.buffers import BufferPool
 from mpifs.core.messages import Kind
 from mpifs.transport.client import Client
 from mpifs.transport.mpi import connect, library_name
-from mpifs.transport.server import Request, Server
+from mpifs.transport.request import Request
+from mpifs.transport.server import Server
 
 MIB = 1 << 20
 

@@ -25,17 +25,25 @@ def mkfs(
     checksum: Annotated[
         str | None, typer.Option(help="xxh3-128 or blake3.  [default: xxh3-128]")
     ] = None,
+    capacity: Annotated[
+        str | None,
+        typer.Option(help="What each store may take of its disk, as 500GiB.  [default: all]"),
+    ] = None,
 ) -> None:
     """Make a volume; a folder that has one is refused."""
     from mpifs.job.make import make_volume
 
-    geometry = geometry_of(workers, chunk_size, replicas, checksum)
+    geometry = geometry_of(workers, chunk_size, replicas, checksum, capacity)
     folder = make_volume(store, geometry)
     typer.echo(f"{folder.path}: made; mount it with: mpifs mount {store} MNT")
 
 
 def geometry_of(
-    workers: int | None, chunk_size: str | None, replicas: int | None, checksum: str | None
+    workers: int | None,
+    chunk_size: str | None,
+    replicas: int | None,
+    checksum: str | None,
+    capacity: str | None,
 ) -> Geometry:
     """The options of mkfs, which mount has too.  Raises a usage error for an impossible one."""
     from mpifs.job.make import Geometry
@@ -43,7 +51,8 @@ def geometry_of(
 
     try:
         size = None if chunk_size is None else parse_size(chunk_size)
-        geometry = Geometry(workers, size, replicas, checksum)
+        room = None if capacity is None else parse_size(capacity)
+        geometry = Geometry(workers, size, replicas, checksum, room)
         geometry.check()
     except OSError as error:
         raise typer.BadParameter(str(error)) from None

@@ -41,6 +41,7 @@ def mount(
     chunk_size: Annotated[str | None, typer.Option(help="For a new volume, as in mkfs.")] = None,
     replicas: Annotated[int | None, typer.Option(help="For a new volume, as in mkfs.")] = None,
     checksum: Annotated[str | None, typer.Option(help="For a new volume, as in mkfs.")] = None,
+    capacity: Annotated[str | None, typer.Option(help="For a new volume, as in mkfs.")] = None,
 ) -> int:
     """Start the ranks and mount; the volume is made on first use."""
     from mpifs.job import assemble_mount
@@ -49,7 +50,7 @@ def mount(
     hosts = hosts_of(hostfile, host)
     if workers is None and hosts:
         workers = assemble_mount.default_workers(store, len(hosts))
-    geometry = geometry_of(workers, chunk_size, replicas, checksum)
+    geometry = geometry_of(workers, chunk_size, replicas, checksum, capacity)
     request = assemble_mount.MountRequest(
         store, mountpoint, options or [], hosts, os.path.expanduser(launch_agent), mpi, geometry
     )

@@ -103,6 +103,20 @@ class ProtocolError(MpifsError):
     code = errno.EPROTO
 
 
+def was_garbled(error: OSError) -> bool:
+    """Whether a request failed because a message was damaged on its way: asking again may help."""
+    if isinstance(error, RemoteError):
+        return error.errno in (errno.EPROTO, errno.EBADMSG)
+    return isinstance(error, ProtocolError)
+
+
+def tells_damage(error: OSError) -> bool:
+    """Whether a failed GET says that a store which answers lacks the chunk or has it damaged."""
+    if isinstance(error, RemoteError):
+        return error.errno == errno.EIO
+    return isinstance(error, DamageError | ChunkMissingError)
+
+
 class FullError(MpifsError):
     """No space left: a store's disk, its map, or the index's."""
 

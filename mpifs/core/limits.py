@@ -60,7 +60,14 @@ HELLO_TIMEOUT_S = 15.0  # half of START_TIMEOUT_S: the rest is for opening the s
 STATS_TIMEOUT_S = 2.0  # a status that is late is worth nothing.
 HOST_SILENCE_S = 8.0  # no answer from any worker of another host: the host is gone.  Before
 # WORKER_HUNG_S, because a replacement cannot be started there; 15 s are for all until it is clean.
+IDLE_LOOK_S = 60.0  # who waits for work looks by himself this often: a lost wake-up costs that.
+UNMOUNT_RETRY_S = 0.05  # a busy mount is tried again so often while it has grace,
+UNMOUNT_LAZY_S = 1.0  # its users may finish for so long once it is detached,
+UNMOUNT_ABORT_S = 2.0  # and the session's threads have so long once they were cut off.
+FUSERMOUNT_TIMEOUT_S = 10.0  # it answers at once, unless the kernel waits for a dead server.
 UNUSED_JOB_S = 10.0  # a job without a mount whose command was killed ends itself after this.
+REFUSED_BODY_S = 1.0  # a refused request's long body may never be taken; then its slot is lost.
+GARBLED_TRIES = 3  # a message damaged on its way is sent so often in all; more is no accident.
 
 # Restarting a volume that has crashed (-o restart=N).
 JOB_RESTARTS_MAX = 1000  # more is a loop that hides a fault.
@@ -78,6 +85,7 @@ NO_BELL_SLEEP_S = 0.0005  # peer on another host without a bell: poll at this in
 NO_BELL_QUIET_S = 1.0  # without traffic for so long, a rank far from its peers sleeps longer:
 NO_BELL_QUIET_SLEEP_S = 0.005  # the idle CPU stays under 0.5 % of a core.
 SEND_PROGRESS_S = 0.0003  # while own long messages are under way nobody sleeps longer than this.
+SERVER_BUFFER_BYTES = 32 * MIB  # kept for reuse by a worker: what one group commit takes.
 SERVER_BATCH_COUNT = 32  # requests a service loop takes before it looks at its sends again.
 RECEIVES_MAX = 64  # request bodies a service loop receives at once.
 RECEIVE_BYTES_MAX = 256 * MIB  # unanswered request bodies in a service; more wait outside.
@@ -94,6 +102,12 @@ ALIAS_MAX = 65_536  # names of hard-linked files the kernel may have cached.
 
 # Write-back and commit.
 COMMIT_INTERVAL_S = 0.1  # -o commit=: a closed file survives the death of every rank after this.
+COMMIT_INTERVAL_MAX_S = 60.0  # more would make the promise of close worthless.
+MEMORY_BYTES_MIN = 8 * MIB  # of -o dirty= and cache=: below it a few chunks fill the buffers.
+SETTLE_LOOK_S = 0.02  # the end of a write is told only when nothing at all is on its way.
+CLEAN_ROUNDS_MAX = 64  # batches of garbage per tick, so that one tick stays short.
+READ_TRIES = 4  # a chunk rewritten or moved while it is read has another ref; it is looked up anew.
+READAHEAD_QUEUE_MAX = 256  # chunks asked for ahead; older wishes are dropped for newer ones.
 DIRTY_AGE_MAX_S = 1.0  # an open file's dirty chunk is flushed after this at the latest.
 INFLIGHT_COUNT_MAX = 256  # PUTs on their way at once, over all workers,
 INFLIGHT_BYTES_MAX = 48 * MIB  # and their bytes: workers commit larger groups, syncs are shared.
@@ -112,6 +126,8 @@ CONTROL_CLIENTS_MAX = 32  # threads of rank 0 for commands; more is a runaway sc
 CONTROL_HANDLES_MAX = 1024  # open files of one client, as the usual limit of open files.
 CONTROL_TIMEOUT_S = 60.0  # two REQUEST_TIMEOUT_S: a call may wait for a flush and a commit.
 CONTROL_FRAME_TIMEOUT_S = 30.0  # a client that stops in the middle of a frame is dropped.
+COMMAND_POLL_S = 0.1  # how soon a waiting command notices that its turn has come.
+STATUS_TIMEOUT_S = 10.0  # a status waits for STATS_TIMEOUT_S and little else.
 COMMAND_TURN_S = 60.0  # a command waits so long for another one's job on an unmounted volume.
 PIECE_BYTES = MIB  # file bytes of one read or write of a command: the knee of the socket's rate.
 PAGE_ENTRIES = 1024  # rows of a listing or a layout in one answer, about 350 KiB at most.
@@ -121,10 +137,15 @@ SYMLINKS_MAX = 40  # links followed in one path, as Linux does (MAXSYMLINKS).
 FSCK_QUEUE_COUNT_MAX = 1024  # findings not yet read by the client: the checks wait above it.
 FSCK_PAGE_COUNT = 256  # findings in one answer: at most 2.5 MiB, far below a frame.
 FSCK_SILENCE_S = 600.0  # a client that reads nothing for so long (a pager) has lost its run.
+FSCK_LOOK_S = 0.25  # how soon a cancelled run notices while it waits.
+FSCK_FAREWELL_S = 1.0  # a stopping rank 0 lets the client hear so long that its run was ended.
 FSCK_POLL_S = 0.25  # a poll waits so long for news: how soon Ctrl-C and the bar are served.
 FSCK_CANCEL_S = 15.0  # from Ctrl-C to the end of the checks; half a request's deadline.
 SCRUB_RATE_BYTES = 32 * MIB  # a second, over all workers: a tenth of a slow disk's rate each.
 SCRUB_WRITE_S = 5.0  # how much of a scrub's work a crash of rank 0 repeats.
+SCRUB_STAND_ASIDE_S = 0.5  # a scrub that made room for a check looks this often whether it is over.
+SCRUB_AFTER_ERROR_S = 30.0  # a worker that is away for a while must not fill the log.
+SCRUB_JOIN_S = 15.0  # the end of its step at a stop: half a request's deadline.
 SCRUB_FINDINGS_MAX = 1000  # findings kept for `scrub status`; more are counted and logged.
 
 # Copies of the index on the workers, and its recovery.
@@ -172,6 +193,9 @@ HEAL_RETRY_S = 60.0  # what could not be healed is looked at again so often.
 HEAL_REST = 2.0  # healing rests so many times as long as it worked while the volume is used,
 HEAL_REST_MAX_S = 5.0  # and after one slow step at most so long.
 MOVED_GRACE_S = 0.25  # between a ref's change and the end of the copy it named: reads take ms.
+MEND_QUEUE_COUNT_MAX = 1024  # damaged images that readers found and nobody has mended yet.
+MEND_TURN_S = 5.0  # mending waits so long for a scrub to stand aside; then it looks again.
+MEND_AGAIN_S = 60.0  # what could not be mended is not tried again for so long.
 ROUNDS_MAX = 8  # repairs of a phase are repeated until nothing is left; each round mends most.
 HELD_FINDINGS_MAX = 10_000  # not repaired in a round: told once it is known that none will be.
 
@@ -183,10 +207,19 @@ DROP_COUNT_MAX = 4096  # refs dropped with the index's lock held: about 10 ms.
 
 # LMDB.
 MAP_BYTES = 1 << 44  # 16 TiB of address space, costs nothing until used; set once.
-MAP_BYTES_FALLBACK = 1 << 37  # where the address space is limited (ulimit -v).
+MAP_BYTES_SMALL = 64 * MIB  # at first where the address space is limited (ulimit -v); it doubles,
+MAP_GROWTH_BYTES_MAX = GIB  # but by no more than this at a time,
+WRITER_WAIT_S = 60.0  # for the write transaction of another thread: one commit on a bad disk.
+MAP_GROWTH_WAIT_S = 1.0  # once no read transaction is open: writers wait so long for that.
+ADDRESS_SPACE_MIN = 4 * GIB  # of a rank: MPI, threads and small maps take 1.5 GiB of it.
 PREALLOCATE_BYTES = 64 * MIB  # growing a file costs 4 x writing into allocated blocks.
 SMALL_VALUE_BYTES_MAX = 32 * KIB  # payloads up to here live in the environment for small chunks.
-SPACE_RESERVE_BYTES = 64 * MIB  # kept free on a store's disk: deleting needs room too.
+SPACE_RESERVE_BYTES = 64 * MIB  # kept free on a store's disk, at most a sixteenth of it: deleting
+RESERVE_SHARE = 16  # needs room, too, and half of it is for what replaces older chunks.
+CAPACITY_BYTES_MIN = 16 * MIB  # of a store: below it the reserve would be a few chunks.
+INDEX_RESERVE_BYTES = 32 * MIB  # the same on the index's disk; more than one commit needs.
+INDEX_ROW_BYTES = 1536  # what a new name takes of the index, with pages copied on the way,
+INDEX_REF_BYTES = 256  # and a chunk's ref.
 KV_READERS_MAX = 4096  # read transactions open at once in one environment; 64 B each.
 KV_SPARE_TRANSACTIONS = 16  # ended read transactions that LMDB keeps for reuse.
 TREE_PROBLEMS_MAX = 1000  # sentences about one data file: a cut one could give millions.

@@ -11,6 +11,7 @@ from enum import IntEnum
 from typing import NamedTuple, TypeAlias, TypeVar
 
 import msgspec
+import xxhash
 
 from mpifs.core.checksum import Buffer
 from mpifs.core.errors import ProtocolError
@@ -23,7 +24,7 @@ from mpifs.core.limits import (
 )
 
 MAGIC = 0x4D46  # "FM" in little-endian bytes
-VERSION = 1
+VERSION = 2
 
 TAG_CONTROL = 1
 TAG_METADATA = 2
@@ -78,6 +79,8 @@ def tag_of(kind: Kind) -> int:
 
 BELL_BYTES = 16
 _HEADER = struct.Struct("<HBBiIIQIII16s4xQ")
+_GUARD = struct.Struct("<I")
+_GUARD_AT = 52
 assert _HEADER.size == HEADER_BYTES
 
 
@@ -109,7 +112,7 @@ class Header(NamedTuple):
 
 
 def encode_header(header: Header) -> bytes:
-    """64 bytes.  Requires: all fields in their ranges (struct.error otherwise)."""
+    """64 bytes, without the guard.  Requires: fields in their ranges (struct.error else)."""
     return _HEADER.pack(
         MAGIC,
         VERSION,
@@ -124,6 +127,38 @@ def encode_header(header: Header) -> bytes:
         header.bell,
         header.free,
     )
+
+
+def encode_message(header: Header, args: Buffer = b"", body: Buffer = b"") -> bytearray:
+    """A whole header message (`body`: an inline one) with its guard.
+
+    Requires: args and body are as long as the header says.
+    """
+    message = bytearray(b"".join((encode_header(header), args, body)))
+    _GUARD.pack_into(message, _GUARD_AT, _guard(message))
+    return message
+
+
+def decode_message(message: memoryview) -> Header:
+    """Reads and checks a whole header message; any bytes are allowed in.
+
+    Raises ProtocolError: as decode_header, not as long as it says, or damaged on the way.
+    """
+    header = decode_header(message)
+    inline_bytes = header.body_bytes if header.is_inline else 0
+    if len(message) != HEADER_BYTES + header.args_bytes + inline_bytes:
+        raise ProtocolError(f"message of {len(message)} bytes is not as long as it says")
+    if _GUARD.unpack_from(message, _GUARD_AT)[0] != _guard(message):
+        raise ProtocolError("message was damaged on the way: its guard is wrong")
+    return header
+
+
+def _guard(message: Buffer) -> int:
+    """Sum of all of a header message but the four bytes that it stands in."""
+    view = memoryview(message)
+    state = xxhash.xxh3_64(view[:_GUARD_AT])
+    state.update(view[_GUARD_AT + _GUARD.size :])
+    return state.intdigest() & 0xFFFFFFFF
 
 
 def decode_header(data: Buffer) -> Header:
@@ -167,6 +202,8 @@ class Serve(msgspec.Struct, frozen=True):
     """Make the folder if it is not there (the index knows the store as fresh)."""
     relaxed: bool = False
     """`-o sync=relaxed`: commits without waiting for the disk."""
+    capacity: int = 0
+    """Bytes that the store may take of its disk; 0: all of it."""
 
 
 class StoreStats(msgspec.Struct, frozen=True):

@@ -18,10 +18,12 @@ from mpifs.core.types import ChecksumKind
 
 MAGIC = b"mpifsVOL"
 VERSION = 1
-KNOWN_FEATURES = 0
+FEATURE_CAPACITY = 1
+"""The volume's stores are bounded: `capacity_bytes` is not 0."""
+KNOWN_FEATURES = FEATURE_CAPACITY
 SUPERBLOCK_BYTES = 128
 SUPERBLOCK_NAME = "superblock"
-_BODY = struct.Struct("<8sHHI16s16sIIHHQ52x")
+_BODY = struct.Struct("<8sHHI16s16sIIHHQQ44x")
 _GUARD = struct.Struct("<Q")
 assert _BODY.size + _GUARD.size == SUPERBLOCK_BYTES
 
@@ -35,7 +37,10 @@ class Role(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Superblock:
-    """Identity and geometry.  `store` is 0 and `own_uuid` equals the volume's for the index."""
+    """Identity and geometry.  `store` is 0 and `own_uuid` equals the volume's for the index.
+
+    `capacity_bytes` is what one store may take of its disk; 0: all of it.
+    """
 
     role: Role
     volume_uuid: bytes
@@ -45,6 +50,7 @@ class Superblock:
     replicas: int
     checksum: ChecksumKind
     created_s: int
+    capacity_bytes: int = 0
 
 
 def encode(block: Superblock) -> bytes:
@@ -53,7 +59,7 @@ def encode(block: Superblock) -> bytes:
         MAGIC,
         VERSION,
         block.role,
-        KNOWN_FEATURES,
+        FEATURE_CAPACITY if block.capacity_bytes else 0,
         block.volume_uuid,
         block.own_uuid,
         block.store,
@@ -61,6 +67,7 @@ def encode(block: Superblock) -> bytes:
         block.replicas,
         block.checksum,
         block.created_s,
+        block.capacity_bytes,
     )
     return body + _GUARD.pack(guard64(body))
 
@@ -72,9 +79,20 @@ def decode(data: Buffer, place: str) -> Superblock:
     """
     if len(data) != SUPERBLOCK_BYTES or bytes(data[:8]) != MAGIC:
         raise FormatError(f"{place} is no mpifs superblock; is this the folder of a volume?")
-    (_, version, role, features, volume, own, store, chunk_size, replicas, kind, created) = (
-        _BODY.unpack_from(data)
-    )
+    (
+        _,
+        version,
+        role,
+        features,
+        volume,
+        own,
+        store,
+        chunk_size,
+        replicas,
+        kind,
+        created,
+        capacity,
+    ) = _BODY.unpack_from(data)
     if version != VERSION or features & ~KNOWN_FEATURES:
         raise FormatError(
             f"{place} was made by another mpifs (format {version}, features {features:#x}); "
@@ -85,7 +103,15 @@ def decode(data: Buffer, place: str) -> Superblock:
         raise FormatError(f"{place} is damaged (own checksum is wrong); run mpifs fsck")
     try:
         block = Superblock(
-            Role(role), volume, own, store, chunk_size, replicas, ChecksumKind(kind), created
+            Role(role),
+            volume,
+            own,
+            store,
+            chunk_size,
+            replicas,
+            ChecksumKind(kind),
+            created,
+            capacity if features & FEATURE_CAPACITY else 0,
         )
     except ValueError:
         raise FormatError(f"{place} names an unknown role or checksum; run mpifs fsck") from None

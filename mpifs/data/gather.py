@@ -1,5 +1,8 @@
 """Gather: fetches a chunk from one of its stores, verifies it, falls back to another replica.
 
+What was damaged on its way is asked for again, GARBLED_TRIES times in all, before a store is said
+to have it damaged.
+
 Never hands out a byte that was not checked against the index's checksum.
 """
 
@@ -12,8 +15,8 @@ from collections.abc import Callable
 
 from mpifs.core import image
 from mpifs.core.checksum import function_of
-from mpifs.core.errors import DamageError, SilentError
-from mpifs.core.limits import RECOVERY_S
+from mpifs.core.errors import DamageError, SilentError, tells_damage, was_garbled
+from mpifs.core.limits import GARBLED_TRIES, RECOVERY_S
 from mpifs.core.messages import Kind
 from mpifs.core.types import ChecksumKind, ChunkKey, ChunkRef
 from mpifs.data.stores import Stores
@@ -25,14 +28,18 @@ _ROOM = image.IMAGE_HEADER_BYTES
 
 
 class Gather:
-    """Fetches chunks; any thread may call.  `on_damage(key, store, sentence)` hears of bad ones."""
+    """Fetches chunks; any thread may call.
+
+    `on_damage(key, ref, store, sentence)` hears of stores that answer and have not what the index
+    says; it must not wait.
+    """
 
     def __init__(
         self,
         client: Client,
         stores: Stores,
         kind: ChecksumKind,
-        on_damage: Callable[[ChunkKey, int, str], None],
+        on_damage: Callable[[ChunkKey, ChunkRef, int, str], None],
     ) -> None:
         self._client = client
         self._stores = stores
@@ -56,13 +63,16 @@ class Gather:
             silent: list[int] = []
             for store in self._in_turn(ref.stores):
                 try:
-                    return self._fetch_from(store, key, ref, into)
+                    return self._fetch_surely(store, key, ref, into)
                 except SilentError as error:
                     silent.append(store)
                     sentences.append(str(error))
                 except OSError as error:
                     sentences.append(str(error))
-                    self._on_damage(key, store, str(error))
+                    if tells_damage(error):
+                        self._on_damage(key, ref, store, str(error))
+                    else:
+                        log.warning("%s could not be read from store %d: %s", key, store, error)
                 into = bytearray(len(into))
             if not silent or not self._stores.await_serving(silent, deadline):
                 break
@@ -77,6 +87,20 @@ class Gather:
         first = random.randrange(len(stores))
         order = stores[first:] + stores[:first]
         return sorted(order, key=lambda store: not self._stores.is_serving(store))
+
+    def _fetch_surely(
+        self, store: int, key: ChunkKey, ref: ChunkRef, into: bytearray
+    ) -> memoryview:
+        """Fetches from one store, again if what came may have been damaged on the way."""
+        for left in reversed(range(GARBLED_TRIES)):
+            try:
+                return self._fetch_from(store, key, ref, into)
+            except OSError as error:
+                if not left or not (was_garbled(error) or isinstance(error, DamageError)):
+                    raise
+                log.info("%s is asked for again: %s", key, error)
+                into = bytearray(len(into))
+        raise AssertionError
 
     def _fetch_from(self, store: int, key: ChunkKey, ref: ChunkRef, into: bytearray) -> memoryview:
         size = _ROOM + ref.length

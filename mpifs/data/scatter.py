@@ -8,6 +8,7 @@ chunk must not change; the scatter thread alone writes its header room.
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 from collections import deque
@@ -18,10 +19,12 @@ from mpifs import faultpoint
 from mpifs.core import image
 from mpifs.core.buffers import BufferPool
 from mpifs.core.checksum import function_of
+from mpifs.core.errors import PosixError, was_garbled
 from mpifs.core.limits import (
     BATCH_BYTES_MAX,
     BATCH_COUNT_MAX,
     BELL_TIMEOUT_S,
+    GARBLED_TRIES,
     INFLIGHT_BYTES_MAX,
     INFLIGHT_COUNT_MAX,
     PACKED_BYTES_MAX,
@@ -62,6 +65,23 @@ class _Batch:
     items: list[Outgoing] = field(default_factory=list)
 
 
+@dataclass(slots=True, eq=False)
+class _Sent:
+    """One PUT under way.  `owned`: the buffer of `body`, if it is one of a batch."""
+
+    pending: Pending
+    store: int
+    body: memoryview
+    items: list[Outgoing]
+    owned: bytearray | None
+    tries: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of its images."""
+        return sum(_ROOM + item.length for item in self.items)
+
+
 class Scatter:
     """Sends chunks.  `submit` may be called from any thread; `done` runs on the scatter thread.
 
@@ -83,7 +103,7 @@ class Scatter:
         self._kind = kind
         self._sum = function_of(kind)
         self._queue: deque[Outgoing] = deque()
-        self._under_way: list[tuple[Pending, int, list[Outgoing], bytearray | None]] = []
+        self._under_way: list[_Sent] = []
         self._bodies = BufferPool(0, BATCH_BYTES_MAX * 4)
         self._bytes = 0
         self._address = b""
@@ -136,11 +156,9 @@ class Scatter:
             )
             item.waiting = len(item.stores)
             for store in item.stores:
-                if item.length > PACKED_BYTES_MAX:
+                if item.length > PACKED_BYTES_MAX or not self._pack(batches, store, item):
                     body = memoryview(item.buffer)[: _ROOM + item.length]
                     self._start(store, body, [item], None)
-                else:
-                    self._pack(batches, store, item)
         for store, batch in batches.items():
             self._start_batch(store, batch)
         return True
@@ -148,53 +166,70 @@ class Scatter:
     def _has_room(self) -> bool:
         return len(self._under_way) < INFLIGHT_COUNT_MAX and self._bytes < INFLIGHT_BYTES_MAX
 
-    def _pack(self, batches: dict[int, _Batch], store: int, item: Outgoing) -> None:
+    def _pack(self, batches: dict[int, _Batch], store: int, item: Outgoing) -> bool:
+        """Adds a chunk to its store's batch; False if there is no memory for another batch."""
         size = image.padded(_ROOM + item.length)
         batch = batches.get(store)
         if batch and (batch.size + size > BATCH_BYTES_MAX or len(batch.items) >= BATCH_COUNT_MAX):
             self._start_batch(store, batch)
             batch = None
         if batch is None:
-            batch = batches[store] = _Batch(self._bodies.take(BATCH_BYTES_MAX))
+            batches.pop(store, None)
+            try:
+                batch = batches[store] = _Batch(self._bodies.take(BATCH_BYTES_MAX))
+            except MemoryError:
+                return False
         end = batch.size + _ROOM + item.length
         batch.body[batch.size : end] = memoryview(item.buffer)[: _ROOM + item.length]
         batch.size += size
         batch.body[end : batch.size] = bytes(batch.size - end)
         batch.items.append(item)
+        return True
 
     def _start_batch(self, store: int, batch: _Batch) -> None:
         self._start(store, memoryview(batch.body)[: batch.size], batch.items, batch.body)
 
     def _start(
-        self, store: int, body: memoryview, items: list[Outgoing], owned: bytearray | None
+        self,
+        store: int,
+        body: memoryview,
+        items: list[Outgoing],
+        owned: bytearray | None,
+        tries: int = 1,
     ) -> None:
         try:
             pending = self._client.start(
                 self._rank_of(store), Kind.PUT, body=body, items=len(items)
             )
-        except OSError as error:
-            self._finish(store, items, error)
+        except (OSError, MemoryError) as error:
+            failure = error if isinstance(error, OSError) else PosixError(errno.ENOMEM)
+            self._finish(store, items, failure)
             return
         faultpoint.reach("chunk.sent")
-        self._under_way.append((pending, store, items, owned))
-        self._bytes += sum(_ROOM + item.length for item in items)
+        sent = _Sent(pending, store, body, items, owned, tries)
+        self._under_way.append(sent)
+        self._bytes += sent.size
 
     def _reap(self) -> bool:
-        finished = [entry for entry in self._under_way if entry[0].poll()]
+        finished = [entry for entry in self._under_way if entry.pending.poll()]
         if not finished:
             return False
         self._under_way = [entry for entry in self._under_way if entry not in finished]
         faultpoint.reach("chunk.answered")
-        for pending, store, items, owned in finished:
-            self._bytes -= sum(_ROOM + item.length for item in items)
+        for entry in finished:
+            self._bytes -= entry.size
             error: OSError | None = None
             try:
-                self._on_free(store, pending.wait().header.free)
+                self._on_free(entry.store, entry.pending.wait().header.free)
             except OSError as failure:
                 error = failure
-            if owned is not None and error is None:  # else MPI may still read it
-                self._bodies.give(owned)
-            self._finish(store, items, error)
+            if error is not None and was_garbled(error) and entry.tries < GARBLED_TRIES:
+                log.warning("chunks are sent to store %d again: %s", entry.store, error)
+                self._start(entry.store, entry.body, entry.items, entry.owned, entry.tries + 1)
+                continue
+            if entry.owned is not None and error is None:  # else MPI may still read it
+                self._bodies.give(entry.owned)
+            self._finish(entry.store, entry.items, error)
         return True
 
     def _finish(self, store: int, items: list[Outgoing], error: OSError | None) -> None:

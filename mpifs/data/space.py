@@ -14,7 +14,7 @@ class Space:
     """Free bytes by store.  Any thread: dict operations are atomic in CPython.
 
     `disk_of` maps a store to a name of the file system it lies on, equal for stores that share
-    one; it may grow.
+    one; it may change.
     """
 
     def __init__(self, free: Mapping[int, int], disk_of: Mapping[int, str]) -> None:

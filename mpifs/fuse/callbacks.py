@@ -32,6 +32,9 @@ def answered(name: str, call: Callable[..., int | None]) -> Callable[..., int]:
                 return -code
             log.exception("%s raised an OSError without an errno; answered EIO", name)
             return -errno.EIO
+        except MemoryError:
+            log.error("%s: out of memory (a limit of this process)", name)
+            return -errno.ENOMEM
         except BaseException:  # The adapter: nothing may escape into C.
             log.exception("%s failed; answered EIO", name)
             return -errno.EIO

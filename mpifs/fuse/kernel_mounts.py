@@ -12,12 +12,13 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 
+from mpifs.core.limits import FUSERMOUNT_TIMEOUT_S
+
 log = logging.getLogger(__name__)
 
 READ_AHEAD_KIB = 4096
 """With 128 KiB, the default, a sequential reader gets a tenth of the throughput at 1 ms latency."""
 
-_FUSERMOUNT_TIMEOUT_S = 10.0
 _MNT_FORCE, _MNT_DETACH, _UMOUNT_NOFOLLOW = 1, 2, 8
 KINDS = ("fuse.mpifs", "fuseblk.mpifs")
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
@@ -100,7 +101,7 @@ def _fusermount(mountpoint: str, lazy: bool) -> int:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            timeout=_FUSERMOUNT_TIMEOUT_S,
+            timeout=FUSERMOUNT_TIMEOUT_S,
             check=False,
             env={**os.environ, "LC_ALL": "C"},
             cwd="/",

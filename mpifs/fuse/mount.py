@@ -20,6 +20,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from mpifs.core.errors import StartError
+from mpifs.core.limits import UNMOUNT_ABORT_S, UNMOUNT_LAZY_S, UNMOUNT_RETRY_S
 from mpifs.fuse import kernel_mounts
 from mpifs.fuse.binding import (
     CAP_AUTO_INVAL_DATA,
@@ -51,9 +52,6 @@ START_TIMEOUT_S = 10.0
 MAX_BACKGROUND = 64
 """Requests of readahead and of asynchronous I/O that the kernel sends at once."""
 WRITE_BYTES_MAX = {2: 128 * 1024, 3: 1024 * 1024}
-_RETRY_S = 0.05
-_LAZY_S = 1.0
-_ABORT_S = 2.0
 
 
 class FuseMount:
@@ -125,18 +123,20 @@ class FuseMount:
                 break
             if time.monotonic() >= deadline:
                 break
-            self._loop.ended.wait(_RETRY_S)
-        if self._loop.ended.wait(0.0 if kernel_mounts.find_mount(self._mountpoint) else _LAZY_S):
+            self._loop.ended.wait(UNMOUNT_RETRY_S)
+        if self._loop.ended.wait(
+            0.0 if kernel_mounts.find_mount(self._mountpoint) else UNMOUNT_LAZY_S
+        ):
             return True
         if mount is not None and (kernel_mounts.can_abort_detached(mount) or os.geteuid() != 0):
             log.warning("%s is still in use: detaching it", self._mountpoint)
             kernel_mounts.unmount(self._mountpoint, lazy=True)
-            if self._loop.ended.wait(_LAZY_S):
+            if self._loop.ended.wait(UNMOUNT_LAZY_S):
                 return True
         log.warning("%s is still in use: cutting its users off", self._mountpoint)
         if mount is not None:
             kernel_mounts.abort(mount)
-        if not self._loop.ended.wait(_ABORT_S):
+        if not self._loop.ended.wait(UNMOUNT_ABORT_S):
             log.error("the FUSE session on %s could not be ended", self._mountpoint)
         return False
 

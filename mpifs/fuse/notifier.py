@@ -9,7 +9,10 @@ import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
-from mpifs.core.limits import INVALIDATE_TIMEOUT_S
+from mpifs.core.limits import (
+    IDLE_LOOK_S,
+    INVALIDATE_TIMEOUT_S,
+)
 from mpifs.fuse.open_files import OpenFiles
 from mpifs.fuse.serving import Serving
 
@@ -240,7 +243,7 @@ class Notifier:
             with self._ready:
                 job = self._next()
                 while job is None and not self._is_stopped:
-                    self._ready.wait(self._timeout_s if self._queue else None)
+                    self._ready.wait(self._timeout_s if self._queue else IDLE_LOOK_S)
                     job = self._next()
                 if job is None or self._is_stopped:
                     return

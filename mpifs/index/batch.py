@@ -9,6 +9,7 @@ from mpifs.core.records import (
     INODES,
     KEY_COUNTERS,
     META,
+    XATTRS,
     Counters,
     decode_number,
     encode_counters,
@@ -48,7 +49,13 @@ class Batch:
 
     def estimate_bytes(self) -> int:
         """About how much the environment may grow: records, and pages copied on their way."""
-        return self.count * 256 + 64 * KIB
+        values = 0
+        for table in self.tables:
+            if table.database == XATTRS:
+                values += sum(
+                    len(v or b"") for rows in table.sealed.values() for v in rows.values()
+                )
+        return self.count * 256 + values + 64 * KIB
 
     def write(self, transaction: WriteTransaction) -> None:
         """Puts everything into a write transaction, in the order of the keys."""

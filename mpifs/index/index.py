@@ -27,6 +27,7 @@ from mpifs.index.amending import Amending
 from mpifs.index.batch import Batch
 from mpifs.index.inode import Inode
 from mpifs.index.numbers import NumberRange
+from mpifs.index.room import IndexRoom
 from mpifs.index.volume import lock_folder, make_folder, read_superblock, write_superblock
 from mpifs.kv import Environment, Sync
 
@@ -104,9 +105,12 @@ class Index(Amending):
             raise
         index._folder_lock = lock
         index._commit_lock = threading.Lock()
+        index.room = IndexRoom(folder, environment.free_bytes)
         return index
 
     _commit_lock: threading.Lock
+    room: IndexRoom
+    """Who makes the index grow claims room here first."""
 
     opened_generation: int = 0
     """The limit of generations at open: one above the last that was handed out before, if the
@@ -142,6 +146,7 @@ class Index(Amending):
                 return None
             batch.counters = self.counters()
             self._batch = batch
+            self.room.seal()
             return batch
 
     def commit(self, batch: Batch) -> None:
@@ -157,7 +162,7 @@ class Index(Amending):
                     return
                 self._is_committing = True
             try:
-                self._env.preallocate_ahead(batch.estimate_bytes())
+                self._env.preallocate_ahead(batch.estimate_bytes(), may_use_slack=True)
                 with self._env.write() as transaction:
                     batch.write(transaction)
                     faultpoint.reach("commit.filled")
@@ -173,6 +178,7 @@ class Index(Amending):
                     self._numbers[key].settle(limit)
                 self._batch = None
                 self._is_committing = False
+            self.room.committed()
 
     def sync(self) -> None:
         """Seals and commits what there is.  Only for the committer, and for tests."""

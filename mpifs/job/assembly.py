@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from mpifs.core.limits import (
@@ -12,7 +13,7 @@ from mpifs.core.limits import (
     READAHEAD_BYTES_MAX,
     READAHEAD_THREADS,
 )
-from mpifs.core.types import ChunkKey
+from mpifs.core.types import ChunkKey, ChunkRef
 from mpifs.data.gather import Gather
 from mpifs.data.reclaim import Reclaim
 from mpifs.data.scatter import Scatter
@@ -47,14 +48,16 @@ def build_vfs(
     client: Client,
     stores: Stores,
     options: VfsOptions,
+    on_damage: Callable[[ChunkKey, ChunkRef, int], None] = lambda key, ref, store: None,
 ) -> Vfs:
     """A Vfs over stores that are being served.
 
+    `on_damage` hears of images that a reader found damaged or missing; it must not wait.
     The caller closes the Vfs, then the index.
     """
     kind = index.geometry.checksum
 
-    def on_damage(key: ChunkKey, store: int, sentence: str) -> None:
+    def found_damage(key: ChunkKey, ref: ChunkRef, store: int, sentence: str) -> None:
         path = index.path_of(key.inode).decode(errors="backslashreplace")
         log.error(
             "%s: chunk %d (generation %d) on worker %d: %s",
@@ -64,10 +67,12 @@ def build_vfs(
             store,
             sentence,
         )
+        on_damage(key, ref, store)
 
-    space = Space(stores.free, stores.disk_of)
+    # With a capacity each store tells its own share, also of a disk that others use.
+    space = Space(stores.free, {} if index.geometry.capacity_bytes else stores.disk_of)
     scatter = Scatter(endpoint, client, stores.rank_of, kind, space.told)
-    gather = Gather(client, stores, kind, on_damage)
+    gather = Gather(client, stores, kind, found_damage)
     cache = ChunkCache(gather.fetch, options.cache_bytes_max)
     ahead = min(READAHEAD_BYTES_MAX, options.cache_bytes_max // 8)
     reader = Reader(index, cache, READAHEAD_THREADS, ahead)

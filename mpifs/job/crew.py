@@ -11,6 +11,7 @@ import contextlib
 import logging
 import threading
 import time
+from collections.abc import Callable
 
 from msgspec import structs
 
@@ -53,6 +54,9 @@ class Crew(Roster):
         self._pings: dict[int, Pending] = {}
         self._spares: dict[int, Pending] = {}
         self._spared_s = 0.0
+        self.on_free: Callable[[int, int], None] = lambda store, free: None
+        """Hears with each answer to a ping what the store can take: its disk may have been cleared
+        by others, while nothing is written because it was full."""
         self._heartbeat = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     # The start.
@@ -198,10 +202,12 @@ class Crew(Roster):
             return False
         del self._pings[worker.rank]
         try:
-            answer.result()
+            free = answer.result().header.free
         except MpifsError as error:
             self._note_failure(worker, error)
         else:
+            if worker.store:
+                self.on_free(worker.store, free)
             worker.answered_s = time.monotonic()
             if worker.state == SILENT:
                 self._set(worker, SERVING, "")
@@ -387,4 +393,5 @@ def _serve(geometry: Superblock, entry: StoreEntry, relaxed: bool) -> Serve:
         checksum=int(geometry.checksum),
         create=entry.state is StoreState.FRESH,
         relaxed=relaxed,
+        capacity=geometry.capacity_bytes,
     )

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from mpifs.core.errors import MpifsError
-from mpifs.core.limits import GIB, MAP_BYTES_FALLBACK, MIB
+from mpifs.core.limits import ADDRESS_SPACE_MIN, GIB, MIB
 from mpifs.job import mpi_launcher
 
 OK, WARN, MISSING = "ok", "warn", "missing"
@@ -125,11 +125,11 @@ def check_open_files() -> Finding:
 
 
 def check_address_space() -> Finding:
-    """LMDB maps its whole file."""
+    """LMDB maps its whole files; where it cannot, small maps grow with them."""
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     if hard == resource.RLIM_INFINITY:
         return Finding("address space", OK, "not limited")
-    state = WARN if hard >= 2 * MAP_BYTES_FALLBACK else MISSING
+    state = WARN if hard >= ADDRESS_SPACE_MIN else MISSING
     return Finding("address space", state, f"limited to {hard // GIB} GiB", "ulimit -v unlimited")
 
 

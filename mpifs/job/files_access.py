@@ -17,7 +17,10 @@ from dataclasses import replace
 from types import FrameType
 
 from mpifs.core.errors import InUseError, PosixError, StartError
-from mpifs.core.limits import COMMAND_TURN_S
+from mpifs.core.limits import (
+    COMMAND_POLL_S,
+    COMMAND_TURN_S,
+)
 from mpifs.fuse.kernel_mounts import is_dead
 from mpifs.job import assemble_mount, launch
 from mpifs.job import config as job_config
@@ -29,8 +32,6 @@ from mpifs.job.files_protocol import Files
 from mpifs.job.files_remote import RemoteFiles
 from mpifs.job.folder import VolumeFolder
 from mpifs.job.mounts import mounts_of
-
-_POLL_S = 0.1
 
 
 class Volumes:
@@ -83,7 +84,7 @@ def _enter(folder: VolumeFolder, held: contextlib.ExitStack) -> Files:
         except InUseError:
             if job_state.read(folder).get("mountpoint") or time.monotonic() > deadline_s:
                 raise
-            time.sleep(_POLL_S)
+            time.sleep(COMMAND_POLL_S)
             continue
         return RemoteFiles(held.enter_context(ControlClient(folder.socket)))
 

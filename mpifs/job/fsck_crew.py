@@ -121,6 +121,7 @@ class Questions:
             chunk_size=geometry.chunk_size,
             checksum=int(geometry.checksum),
             create=False,
+            capacity=geometry.capacity_bytes,
         )
         deadline = time.monotonic() + RECOVERY_S
         while True:

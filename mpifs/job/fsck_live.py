@@ -31,6 +31,7 @@ from mpifs.repair.copy_reader import CopyRows
 from mpifs.repair.findings import DAMAGE, Finding, Progress
 from mpifs.repair.index_copier import IndexCopier
 from mpifs.repair.index_files import tree_problems
+from mpifs.repair.mend_found import FoundDamage, mend_found
 from mpifs.repair.run import run as run_checks
 from mpifs.repair.scrub import Pace
 from mpifs.repair.stores import StoreAccess
@@ -123,6 +124,11 @@ class LiveChecks:
                     except MpifsError as error:
                         log.warning("scrub: %s: not repaired: %s", finding.check, error)
                 report(finding)
+
+    def mend(self, found: Iterable[FoundDamage]) -> list[FoundDamage]:
+        """See mend_service.MendWork."""
+        with self._view(Progress()) as view:
+            return mend_found(view, self._access(), found)
 
     def _check_stores(self, progress: Progress) -> Iterator[Finding]:
         """The stores as folders and files, and the workers that should be there."""

@@ -20,15 +20,18 @@ from typing import Any
 
 from mpifs.core.checksum import Buffer
 from mpifs.core.errors import PosixError, ProtocolError
-from mpifs.core.limits import FSCK_CANCEL_S, FSCK_POLL_S
+from mpifs.core.limits import (
+    FSCK_CANCEL_S,
+    FSCK_FAREWELL_S,
+    FSCK_LOOK_S,
+    FSCK_POLL_S,
+)
 from mpifs.job.control import Answer, ControlServer, Session
 from mpifs.job.control_frames import sentence_of
 from mpifs.job.fsck_run import CANCELLED, DONE, FAILED, FsckRun
 from mpifs.repair.findings import CancelledError
 
 log = logging.getLogger(__name__)
-_LOOK_S = 0.25
-_FAREWELL_S = 1.0  # a stopping rank 0 lets the client hear so long that its run was ended.
 
 
 class ChecksTurn:
@@ -52,7 +55,7 @@ class ChecksTurn:
         deadline_s = time.monotonic() + timeout_s
         self._waiting += 1
         try:
-            while not self._busy.acquire(timeout=_LOOK_S):
+            while not self._busy.acquire(timeout=FSCK_LOOK_S):
                 check()
                 if time.monotonic() > deadline_s:
                     raise PosixError(
@@ -104,7 +107,7 @@ class FsckService:
         run.cancel("the volume is being stopped")
         thread.join(FSCK_CANCEL_S)
         if run.await_end(0.0):
-            run.await_end(_FAREWELL_S, is_read=True)
+            run.await_end(FSCK_FAREWELL_S, is_read=True)
         else:
             log.warning("the check under way did not end within %.0f s", FSCK_CANCEL_S)
 

@@ -233,7 +233,7 @@ def _end(config: JobConfig, supervisor: subprocess.Popen[bytes]) -> None:
                 supervisor.wait(END_TIMEOUT_S)
             except subprocess.TimeoutExpired:
                 supervisor.kill()
-                supervisor.wait()
+                supervisor.wait(END_TIMEOUT_S)
         leftovers.clean(config.folder)
         reason = "interrupted or not ready in time"
         job_state.change(config.folder, config.job, job_state.FAILED, reason)

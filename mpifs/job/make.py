@@ -18,9 +18,11 @@ from mpifs.core.checksum import NAMES, name_of
 from mpifs.core.errors import FormatError, PosixError
 from mpifs.core.layout import is_chunk_size
 from mpifs.core.limits import (
+    CAPACITY_BYTES_MIN,
     CHUNK_BYTES_DEFAULT,
     CHUNK_BYTES_MAX,
     CHUNK_BYTES_MIN,
+    MIB,
     REPLICAS_MAX,
     STORES_MAX,
     WORKERS_DEFAULT,
@@ -42,6 +44,7 @@ class Geometry:
     chunk_size: int | None = None
     replicas: int | None = None
     checksum: str | None = None
+    capacity: int | None = None
 
     def check(self) -> None:
         """Raises PosixError(EINVAL) with the sentence for the first thing that cannot be."""
@@ -56,6 +59,9 @@ class Geometry:
             raise _invalid(f"--replicas {replicas}: give 1 to {REPLICAS_MAX}")
         if replicas > workers:
             raise _invalid(f"--replicas {replicas} needs as many workers, there are {workers}")
+        if self.capacity is not None and not CAPACITY_BYTES_MIN <= self.capacity < 2**63:
+            least = CAPACITY_BYTES_MIN // MIB
+            raise _invalid(f"--capacity {self.capacity}: give at least {least}MiB for each worker")
         if self.checksum not in (None, *NAMES):
             raise _invalid(f"--checksum {self.checksum}: give {' or '.join(NAMES)}")
 
@@ -85,6 +91,7 @@ def make_volume(path: str, geometry: Geometry) -> VolumeFolder:
         replicas=geometry.replicas or 1,
         checksum=NAMES[geometry.checksum or "xxh3-128"],
         created_s=int(time.time()),
+        capacity_bytes=geometry.capacity or 0,
     )
     count = geometry.workers or WORKERS_DEFAULT
     stores = [
@@ -166,6 +173,7 @@ def check_geometry(folder: VolumeFolder, wanted: Geometry) -> None:
         ("--chunk-size", wanted.chunk_size, block.chunk_size),
         ("--replicas", wanted.replicas, block.replicas),
         ("--checksum", wanted.checksum, name_of(block.checksum)),
+        ("--capacity", wanted.capacity, block.capacity_bytes or "none"),
     ]
     for option, value, has in said:
         if value is not None and value != has:

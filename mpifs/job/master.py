@@ -21,7 +21,12 @@ from typing import Any
 
 from mpifs import faultpoint
 from mpifs.core.errors import PosixError
-from mpifs.core.limits import REQUEST_TIMEOUT_S, STOP_TIMEOUT_S, UNUSED_JOB_S
+from mpifs.core.limits import (
+    IDLE_LOOK_S,
+    REQUEST_TIMEOUT_S,
+    STOP_TIMEOUT_S,
+    UNUSED_JOB_S,
+)
 from mpifs.core.types import StoreState, opened
 from mpifs.fuse import kernel_mounts
 from mpifs.fuse.mount import FuseMount
@@ -37,6 +42,7 @@ from mpifs.job.fsck_master import FsckMaster
 from mpifs.job.fsck_service import ChecksTurn, FsckService
 from mpifs.job.heal_service import HealService
 from mpifs.job.host_watch import HostWatch
+from mpifs.job.mend_service import MendService
 from mpifs.job.options import JobOptions, parse_options
 from mpifs.job.recovery import restarter_of
 from mpifs.job.roster import LOST
@@ -85,7 +91,8 @@ class Master:
             )
             log.info("serving %s at %s", folder.path, self.config.mountpoint or "no mount")
             self._watch_hosts()
-            self._stop.wait()
+            while not self._stop.wait(IDLE_LOOK_S):
+                pass
             faultpoint.reach("umount.asked")
             job_state.change(folder, job, job_state.STOPPING)
             if self._mount is not None and not self._mount.unmount(_BUSY_GRACE_S):
@@ -114,15 +121,19 @@ class Master:
             index.set_stores([opened(e) if is_made(e.store) else e for e in stores])
             index.sync()
         self.crew.start_heartbeat()
+        turn = ChecksTurn()
+        mender = MendService(turn)
         vfs = build_vfs(
             index,
             self.client.endpoint,
             self.client,
             self.crew,
             self.options.vfs,
+            mender.note,
         )
         self._undo.callback(vfs.close)
-        heal, scrub = self._answer_commands(index, vfs, copier, copy_stores)
+        self.crew.on_free = vfs.writeback.space.told
+        heal, scrub = self._answer_commands(index, vfs, copier, copy_stores, turn, mender)
         if self.config.mountpoint:
             mount = FuseMount(vfs, self.config.mountpoint, self.options.mount)
             mount.start()
@@ -134,12 +145,17 @@ class Master:
             threading.Thread(target=self._await_unmount, name="unmount", daemon=True).start()
 
     def _answer_commands(
-        self, index: Index, vfs: Vfs, copier: IndexCopier, copy_stores: CopyStores
+        self,
+        index: Index,
+        vfs: Vfs,
+        copier: IndexCopier,
+        copy_stores: CopyStores,
+        turn: ChecksTurn,
+        mender: MendService,
     ) -> tuple[HealService, ScrubService]:
         """The control socket and what stands behind it; closed in the order of a stop."""
         folder, crew = self.config.folder, self.crew
         checks = LiveChecks(folder, index, vfs, self.client, crew, copier, copy_stores)
-        turn = ChecksTurn()
         fsck, scrub = FsckService(checks.check, turn), ScrubService(checks, turn)
         heal = HealService(folder.index, index, vfs, self.client, crew, turn)
         control = ControlServer(folder.socket)
@@ -154,6 +170,8 @@ class Master:
         self._undo.callback(scrub.close)
         self._undo.callback(heal.close)
         self._undo.callback(fsck.close)
+        self._undo.callback(mender.close)
+        mender.start(checks)
         if not self.config.mountpoint:
             watch = threading.Thread(target=self._await_clients, args=(control,), daemon=True)
             watch.start()
@@ -219,7 +237,8 @@ class Master:
 
     def _await_unmount(self) -> None:
         assert self._mount is not None
-        self._mount.wait()
+        while not self._mount.wait(IDLE_LOOK_S):
+            pass
         self._stop.set()
 
     def _on_stop(self, args: dict[str, Any]) -> dict[str, Any]:

@@ -6,13 +6,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from mpifs.core.errors import FormatError
-from mpifs.core.limits import JOB_RESTARTS_MAX, MIB
+from mpifs.core.limits import (
+    COMMIT_INTERVAL_MAX_S,
+    JOB_RESTARTS_MAX,
+    MEMORY_BYTES_MIN,
+    MIB,
+)
 from mpifs.fuse.options import MountOptions
 from mpifs.job.assembly import VfsOptions
 from mpifs.job.sizes import parse_size
-
-_COMMIT_S_MAX = 60.0
-_MEMORY_BYTES_MIN = 8 * MIB  # below it a few chunks would fill the buffers.
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ def _seconds(word: str, value: str) -> float:
         seconds = float(value)
     except ValueError:
         seconds = -1.0
-    if not 0.0 <= seconds <= _COMMIT_S_MAX:
+    if not 0.0 <= seconds <= COMMIT_INTERVAL_MAX_S:
         raise FormatError(f"mount option '{word}': commit takes seconds from 0 to 60")
     return seconds
 
@@ -82,6 +84,6 @@ def _times(word: str, value: str) -> int:
 
 def _bytes(word: str, value: str) -> int:
     size = parse_size(value)
-    if size < _MEMORY_BYTES_MIN:
-        raise FormatError(f"mount option '{word}': give at least {_MEMORY_BYTES_MIN // MIB}MiB")
+    if size < MEMORY_BYTES_MIN:
+        raise FormatError(f"mount option '{word}': give at least {MEMORY_BYTES_MIN // MIB}MiB")
     return size

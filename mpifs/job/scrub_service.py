@@ -17,7 +17,13 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from mpifs.core.errors import PosixError, ProtocolError
-from mpifs.core.limits import SCRUB_WRITE_S
+from mpifs.core.limits import (
+    IDLE_LOOK_S,
+    SCRUB_AFTER_ERROR_S,
+    SCRUB_JOIN_S,
+    SCRUB_STAND_ASIDE_S,
+    SCRUB_WRITE_S,
+)
 from mpifs.job.control import ControlServer
 from mpifs.job.control_frames import sentence_of
 from mpifs.job.folder import VolumeFolder
@@ -34,9 +40,6 @@ from mpifs.repair.scrub import (
 )
 
 log = logging.getLogger(__name__)
-_STAND_ASIDE_S = 0.5
-_AFTER_ERROR_S = 30.0  # a worker that is away for a while must not fill the log.
-_JOIN_S = 15.0
 _COUNTED = ("inodes", "chunks", "bytes")
 
 
@@ -100,7 +103,7 @@ class ScrubService:
             self._progress.is_cancelled = True
             self._changed.notify_all()
         if self._thread.is_alive():
-            self._thread.join(_JOIN_S)
+            self._thread.join(SCRUB_JOIN_S)
 
     def _on_start(self, args: dict[str, Any]) -> dict[str, Any]:
         rate, repair = args.get("rate"), args.get("repair")
@@ -162,7 +165,7 @@ class ScrubService:
         """The pace's sleep.  Raises CancelledError as soon as the work is to end."""
         end_s = time.monotonic() + seconds
         while (left_s := end_s - time.monotonic()) > 0:
-            self._sleep(min(left_s, _STAND_ASIDE_S))
+            self._sleep(min(left_s, SCRUB_STAND_ASIDE_S))
             self._check()
 
     def _check(self) -> None:
@@ -174,9 +177,13 @@ class ScrubService:
     def _loop(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._quit or self._memory.state == RUNNING)
+                self._changed.wait_for(
+                    lambda: self._quit or self._memory.state == RUNNING, IDLE_LOOK_S
+                )
                 if self._quit:
                     return
+                if self._memory.state != RUNNING:
+                    continue
                 self._progress = Progress(total_bytes=self._progress.total_bytes)
                 start, repair = bytes.fromhex(self._memory.position), self._memory.repair
                 progress, number = self._progress, self._pass
@@ -184,7 +191,7 @@ class ScrubService:
                 if mine:
                     self._go_on(start, progress, number, repair=repair)
             if not mine:
-                self._sleep(_STAND_ASIDE_S)
+                self._sleep(SCRUB_STAND_ASIDE_S)
 
     def _go_on(self, start: bytes, progress: Progress, number: int, *, repair: bool) -> None:
         """Works on pass `number` to its end or to an interruption."""
@@ -244,7 +251,7 @@ class ScrubService:
             if self._error != sentence:
                 log.warning("scrub: will be tried again: %s", sentence)
             self._error = sentence
-        self._sleep(_AFTER_ERROR_S)
+        self._sleep(SCRUB_AFTER_ERROR_S)
 
 
 def status_of(memory: ScrubMemory, total_bytes: int, error: str) -> dict[str, Any]:

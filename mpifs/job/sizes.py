@@ -5,7 +5,7 @@ from __future__ import annotations
 from mpifs.core.errors import FormatError
 from mpifs.core.limits import GIB, KIB, MIB
 
-_SIZES = {"k": KIB, "m": MIB, "g": GIB}
+_SIZES = {"k": KIB, "m": MIB, "g": GIB, "t": 1024 * GIB}
 
 
 def parse_size(text: str) -> int:

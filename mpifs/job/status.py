@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mpifs.core.errors import InUseError, MpifsError
+from mpifs.core.limits import STATUS_TIMEOUT_S
 from mpifs.core.types import StoreEntry, StoreState
 from mpifs.job import launch, report
 from mpifs.job import state as job_state
@@ -10,8 +11,6 @@ from mpifs.job.control import ControlClient
 from mpifs.job.folder import VolumeFolder
 from mpifs.job.heal_memory import heal_at_rest
 from mpifs.job.report import Document
-
-_TIMEOUT_S = 10.0
 
 
 def status_of(folder: VolumeFolder) -> Document:
@@ -22,7 +21,7 @@ def status_of(folder: VolumeFolder) -> Document:
     state = job_state.read(folder)
     rank0 = job_state.process(state, "rank0")
     if rank0 is not None and state.get("state") == job_state.READY:
-        with ControlClient(folder.socket, _TIMEOUT_S) as client:
+        with ControlClient(folder.socket, STATUS_TIMEOUT_S) as client:
             document = client.call("status")
         if state.get("restarts"):
             details = {"restarts": state["restarts"], "crash": state.get("crash", "")}

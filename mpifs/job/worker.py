@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from mpifs.core.buffers import BufferPool
 from mpifs.core.image import IMAGE_HEADER_BYTES
-from mpifs.core.limits import FINALIZE_TIMEOUT_S, MIB
+from mpifs.core.limits import (
+    FINALIZE_TIMEOUT_S,
+    SERVER_BUFFER_BYTES,
+)
 from mpifs.job.signals import SignalGate
 from mpifs.store.service import StoreService
 from mpifs.transport.client import Client
 from mpifs.transport.endpoint import Endpoint
 from mpifs.transport.server import Server
-
-_KEPT_BYTES = 32 * MIB  # buffers kept for reuse: what one group commit takes.
 
 
 def serve(volume: str, endpoint: Endpoint, gate: SignalGate) -> int:
@@ -20,7 +21,7 @@ def serve(volume: str, endpoint: Endpoint, gate: SignalGate) -> int:
     Signals are not obeyed: rank 0 gets them too, flushes, and then sends STOP.  They only shorten
     the wait for a rank 0 that is dead.
     """
-    pool = BufferPool(IMAGE_HEADER_BYTES, _KEPT_BYTES)
+    pool = BufferPool(IMAGE_HEADER_BYTES, SERVER_BUFFER_BYTES)
     service = StoreService(volume, endpoint.host(endpoint.rank), peers=Client(endpoint))
     gate.arm(service.expect_end)
     server = Server(endpoint, service.handle, pool.take, pool.give)

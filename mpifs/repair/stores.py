@@ -8,13 +8,13 @@ Used by the one thread of a run.
 from __future__ import annotations
 
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from mpifs.core.checksum import Buffer, function_of
 from mpifs.core.chunk_report import ChunkReport, decode_reports
-from mpifs.core.errors import DamageError, MpifsError, SilentError
+from mpifs.core.errors import DamageError, MpifsError, SilentError, was_garbled
 from mpifs.core.image import (
     IMAGE_HEADER_BYTES,
     decode_header,
@@ -28,6 +28,7 @@ from mpifs.core.limits import (
     BATCH_COUNT_MAX,
     CHECK_REQUESTS_MAX,
     CHECK_TIMEOUT_S,
+    GARBLED_TRIES,
     MEND_COUNT_MAX,
     RECOVERY_S,
 )
@@ -260,8 +261,10 @@ class StoreAccess:
     def _all(
         self, requests: Sequence[tuple[int, list[int], Kind, bytes, bytes]]
     ) -> Iterator[tuple[int, list[int], MpifsError | None]]:
-        """Carries out requests, all stores at once; refusals are told, silence is remembered."""
+        """Carries out requests, all stores at once; refusals are told, silence is remembered, what
+        was damaged on its way is sent again."""
         todo = deque(requests)
+        garbled: Counter[int] = Counter()  # by the identity of `part`
         under_way: deque[tuple[Pending, tuple[int, list[int], Kind, bytes, bytes]]] = deque()
         while todo or under_way:
             while todo and len(under_way) < _FETCHES:
@@ -289,7 +292,11 @@ class StoreAccess:
                 else:
                     yield store, part, error
             except MpifsError as error:
-                yield store, part, error
+                garbled[id(part)] += 1
+                if was_garbled(error) and garbled[id(part)] < GARBLED_TRIES:
+                    todo.append(request)
+                else:
+                    yield store, part, error
             else:
                 yield store, part, None
 

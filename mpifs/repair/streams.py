@@ -20,6 +20,7 @@ from mpifs.core.limits import (
     CHECK_PACED_BYTES,
     CHECK_READ_BYTES,
     CHECK_READ_COUNT,
+    FSCK_LOOK_S,
 )
 from mpifs.core.messages import VerifyReply, decode_args
 from mpifs.core.types import ChunkKey
@@ -35,8 +36,6 @@ Row: TypeAlias = "tuple[int, int, int, int, int, int, int, int, bytes, int]"
 
 BEFORE_FILES = encode_key(ChunkKey(0, 2**64 - 1, 2**64 - 1))
 """Behind every key of inode 0."""
-
-_WAIT_S = 0.25  # how soon a cancelled run notices while the stores read.
 
 
 class Window(NamedTuple):
@@ -128,7 +127,7 @@ class Streams:
             self._progress.check()
             pending = [stream.pending for stream in hungry if stream.pending is not None]
             if pending:
-                wait_any(pending, _WAIT_S)
+                wait_any(pending, FSCK_LOOK_S)
 
     def _poll(self) -> None:
         """Takes the answers that have come, and asks on."""

@@ -15,7 +15,12 @@ from collections.abc import Callable
 from mpifs.core.checksum import ChecksumFunction
 from mpifs.core.errors import FormatError, InUseError, MpifsError, PosixError, ProtocolError
 from mpifs.core.image import KEY_BYTES
-from mpifs.core.limits import CHECKUPS_MAX, STORES_MAX, VERIFY_COUNT_MAX
+from mpifs.core.limits import (
+    CHECKUPS_MAX,
+    IDLE_LOOK_S,
+    STORES_MAX,
+    VERIFY_COUNT_MAX,
+)
 from mpifs.core.messages import (
     Inspect,
     Rebuild,
@@ -30,7 +35,7 @@ from mpifs.store.folder import store_folder
 from mpifs.store.inspection import inspect
 from mpifs.store.rebuild import rebuild
 from mpifs.store.verify import verify
-from mpifs.transport.server import Request
+from mpifs.transport.request import Request
 
 _log = logging.getLogger(__name__)
 
@@ -116,7 +121,10 @@ class Checkup:
 
     def _run(self) -> None:
         while True:
-            action, request = self._queue.get()
+            try:
+                action, request = self._queue.get(timeout=IDLE_LOOK_S)
+            except queue.Empty:
+                continue
             try:
                 if self._is_stopped.is_set():
                     raise InUseError("this worker is stopping")

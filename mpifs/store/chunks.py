@@ -44,7 +44,7 @@ from mpifs.core.image import (
     encode_header_into,
     encode_key,
 )
-from mpifs.core.limits import LEASE_CLOSE_S, SPACE_RESERVE_BYTES
+from mpifs.core.limits import LEASE_CLOSE_S
 from mpifs.core.messages import StoreStats
 from mpifs.core.superblock import Role, Superblock
 from mpifs.core.types import ChecksumKind, ChunkKey
@@ -59,6 +59,7 @@ from mpifs.store.folder import (
     remove_folder,
     write_superblock,
 )
+from mpifs.store.room import StoreRoom
 from mpifs.store.side import Side, SideChange
 from mpifs.store.value import COPY_INODE, home_name, is_whole, stored_bytes
 
@@ -115,7 +116,15 @@ class ChunkStore:
     """
 
     def __init__(
-        self, folder: str, store: int, lock: int, small: Side, large: Side, *, relaxed: bool
+        self,
+        folder: str,
+        store: int,
+        lock: int,
+        small: Side,
+        large: Side,
+        *,
+        relaxed: bool,
+        capacity_bytes: int = 0,
     ) -> None:
         self.folder = folder
         self.store = store
@@ -124,6 +133,7 @@ class ChunkStore:
         self._relaxed = relaxed
         self._small = small
         self._large = large
+        self._room = StoreRoom(folder, (small, large), capacity_bytes)
         self._copy = self._open_copy()
 
     @classmethod
@@ -138,8 +148,10 @@ class ChunkStore:
         checksum: ChecksumKind,
         create: bool,
         relaxed: bool = False,
+        capacity_bytes: int = 0,
     ) -> ChunkStore:
-        """Opens the store in `folder`; with `create` makes it if there is none.
+        """Opens the store in `folder`; with `create` makes it if there is none.  It takes no more
+        than `capacity_bytes` of its disk (0: all of it) beside the copies of the index.
 
         Raises FormatError (missing, damaged, or not the store that is meant), InUseError,
         FullError.
@@ -177,7 +189,9 @@ class ChunkStore:
                     raise FormatError(f"{folder} has chunks but no superblock; run mpifs fsck")
                 faultpoint.reach("mount.making")
                 write_superblock(folder, block)
-            opened = cls(folder, store, lock, *sides, relaxed=relaxed)
+            opened = cls(
+                folder, store, lock, *sides, relaxed=relaxed, capacity_bytes=capacity_bytes
+            )
             undo.pop_all()
             return opened
 
@@ -261,23 +275,29 @@ class ChunkStore:
             faultpoint.reach("store.filled")
 
     def _make_room(self, changes: Sequence[Change]) -> None:
-        """Refuses what does not fit before LMDB meets the full disk; deletes always pass."""
+        """Refuses what does not fit before LMDB meets the full disk; deletes always pass.
+
+        What replaces an older generation of its chunk, or a copy of the index, may have more room.
+        """
         sizes: dict[Side, list[int]] = {self._small: [], self._large: []}
         for change in changes:
             for image in change.puts:
                 length = image.header.length
                 home = self.home(image.header.inode, length)
                 sizes.setdefault(home, []).append(stored_bytes(length))
+        needed_bytes = {side: sum(wanted) for side, wanted in sizes.items() if wanted}
+        is_tight = bool(needed_bytes) and not self._room.has(needed_bytes, is_replacing=False)
+        if is_tight and not (
+            self._room.has(needed_bytes, is_replacing=True)
+            and all(self._is_replacement(image) for change in changes for image in change.puts)
+        ):
+            raise FullError(f"store {self.store} ({self.folder}) is full")
         for side, wanted in sizes.items():
-            needed = sum(wanted)
-            if wanted and needed + self._reserve_bytes() > side.environment.free_bytes():
-                raise FullError(f"store {self.store} ({self.folder}) is full")
-            side.make_room(needed, len(wanted))
+            side.make_room(sum(wanted), len(wanted), is_replacing=is_tight)
 
-    def _reserve_bytes(self) -> int:
-        """What is kept free: SPACE_RESERVE_BYTES, less on a tiny disk."""
-        stat = os.statvfs(self.folder)
-        return min(SPACE_RESERVE_BYTES, stat.f_blocks * stat.f_frsize // 16)
+    def _is_replacement(self, image: Image) -> bool:
+        key = image.header.key
+        return key.inode == COPY_INODE or self._small.has_older(key) or self._large.has_older(key)
 
     def _put(self, image: Image, open_changes: dict[Side, SideChange]) -> None:
         header = image.header
@@ -345,8 +365,7 @@ class ChunkStore:
 
     def free_bytes(self) -> int:
         """How many bytes of large chunks the store can still take."""
-        spare = self._small.environment.reusable_bytes()
-        return max(0, self._large.environment.free_bytes() + spare - self._reserve_bytes())
+        return self._room.free_bytes()
 
     def close(self) -> None:
         """Closes the environments and gives the folder back.

@@ -61,7 +61,7 @@ from mpifs.store.chunks import Change, ChunkStore, Image
 from mpifs.store.value import is_whole, stored_bytes
 from mpifs.store.writer import Job
 from mpifs.transport.client import Client, Pending
-from mpifs.transport.server import Request
+from mpifs.transport.request import Request
 
 _log = logging.getLogger(__name__)
 _DETAIL_MAX = 150  # characters of a refused item's sentence: COPY_COUNT_MAX of them fit.

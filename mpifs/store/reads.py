@@ -12,7 +12,7 @@ from mpifs.core.image import KEY_BYTES, decode_key
 from mpifs.core.limits import LEASES_MAX, LIST_COUNT_MAX
 from mpifs.core.messages import ListKeys, decode_args
 from mpifs.store.chunks import ChunkStore, Lease
-from mpifs.transport.server import Request
+from mpifs.transport.request import Request
 
 
 class Reads:

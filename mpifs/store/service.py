@@ -24,14 +24,13 @@ from mpifs import faultpoint
 from mpifs.core.checksum import ChecksumFunction, function_of
 from mpifs.core.errors import (
     STORE_GONE_STATUS,
-    DamageError,
     FormatError,
     InUseError,
     MpifsError,
     PosixError,
     ProtocolError,
 )
-from mpifs.core.image import IMAGE_HEADER_BYTES, KEY_BYTES, decode_keys, split_batch
+from mpifs.core.image import KEY_BYTES, decode_keys
 from mpifs.core.layout import is_chunk_size
 from mpifs.core.limits import (
     BATCH_COUNT_MAX,
@@ -39,7 +38,6 @@ from mpifs.core.limits import (
     CHUNK_BYTES_MIN,
     ENDING_SILENCE_S,
     HEARTBEAT_S,
-    INDEX_COPY_PIECE_BYTES,
     LEASE_CLOSE_S,
     MASTER_SILENCE_S,
     STORE_LOOK_S,
@@ -56,18 +54,18 @@ from mpifs.core.messages import (
     encode_args,
 )
 from mpifs.core.types import ChecksumKind
+from mpifs.store.arrivals import arrived_images
 from mpifs.store.checkup import Checkup
-from mpifs.store.chunks import Change, ChunkStore, Image
+from mpifs.store.chunks import Change, ChunkStore
 from mpifs.store.fetcher import Fetcher, Served
 from mpifs.store.folder import find_stores, retire_folder, store_folder
 from mpifs.store.mend import Mender
 from mpifs.store.reads import Reads
 from mpifs.store.survey import survey
-from mpifs.store.value import COPY_INODE, stored_bytes
 from mpifs.store.watch import StoreWatch
 from mpifs.store.writer import Job, Writer
 from mpifs.transport.client import Client
-from mpifs.transport.server import Request
+from mpifs.transport.request import Request
 
 _log = logging.getLogger(__name__)
 MASTER_RANK = 0
@@ -255,6 +253,7 @@ class StoreService:
             checksum=kind,
             create=serve.create,
             relaxed=serve.relaxed,
+            capacity_bytes=serve.capacity,
         )
         self._store, self._served, self._sum = store, serve, function_of(kind)
         self._watch, self._gone = StoreWatch(store.folder), ""
@@ -312,23 +311,10 @@ class StoreService:
         served = self._served
         body = request.body
         self._open_store()
-        if served is None or body is None or not 0 < request.header.items <= BATCH_COUNT_MAX:
-            raise ProtocolError("PUT without chunks, or with too many")
-        try:
-            cut = split_batch(body, request.header.items)
-        except DamageError as error:
-            raise PosixError(errno.EBADMSG, f"damaged on the way: {error}") from error
-        images = []
-        for header, image in cut:
-            most = INDEX_COPY_PIECE_BYTES if header.inode == COPY_INODE else served.chunk_size
-            if header.checksum_kind != served.checksum or header.length > most:
-                raise ProtocolError(f"{header.key} does not fit this volume's geometry")
-            if self._sum(image[IMAGE_HEADER_BYTES:]) != header.checksum:
-                raise PosixError(errno.EBADMSG, f"{header.key} was damaged on the way")
-            images.append(Image(header, image))
+        if served is None or body is None:
+            raise ProtocolError("PUT without chunks")
+        images = arrived_images(request, served, self._sum)
         faultpoint.reach("store.received")
-        if len(images) == 1:
-            images = [_padded_in_place(images[0], request.buffer)]
         self._submit(request, Change(puts=images), len(body))
 
     def _delete(self, request: Request) -> None:
@@ -361,6 +347,8 @@ class StoreService:
         def done(failure: MpifsError | None) -> None:
             if self._look():  # durable in files that nobody will ever find, or not at all
                 failure = PosixError(STORE_GONE_STATUS, f"its store is gone: {self._gone}")
+            if change.deletes:
+                self._free_s = float("-inf")  # rank 0 must hear of the room that there is now
             if failure is not None:
                 request.refuse(failure)
             else:
@@ -389,14 +377,3 @@ def _checked_kind(serve: Serve) -> ChecksumKind:
     ):
         raise ProtocolError("SERVE names an impossible store")
     return kind
-
-
-def _padded_in_place(image: Image, buffer: bytearray | None) -> Image:
-    """The image with its padding zeros, if the buffer at whose start it stands has the room."""
-    size = stored_bytes(image.header.length)
-    end = len(image.data)
-    if size == end or buffer is None or len(buffer) < size:
-        return image
-    view = memoryview(buffer)
-    view[end:size] = bytes(size - end)
-    return Image(image.header, view[:size])

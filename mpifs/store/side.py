@@ -15,7 +15,9 @@ from typing import NamedTuple
 from mpifs import faultpoint
 from mpifs.core.checksum import Buffer, guard64
 from mpifs.core.errors import DamageError, FullError
-from mpifs.core.image import IMAGE_HEADER_BYTES, decode_header
+from mpifs.core.image import IMAGE_HEADER_BYTES, decode_header, encode_key
+from mpifs.core.limits import KV_SLACK_BYTES
+from mpifs.core.types import ChunkKey
 from mpifs.kv import Environment, WriteTransaction
 
 COUNTERS_KEY = b"counters"
@@ -96,14 +98,19 @@ class Side:
         """`small`, `large` or `copy`."""
         return os.path.basename(self.environment.path)
 
-    def make_room(self, needed_bytes: int, count: int) -> None:
+    def make_room(self, needed_bytes: int, count: int, *, is_replacing: bool = False) -> None:
         """Prepares for `count` values with `needed_bytes` in all.  Raises FullError.
 
-        Without any (only deletes) a full disk is no error: KV_SLACK_BYTES were kept for them.
+        Without any (only deletes) a full disk is no error: KV_SLACK_BYTES were kept for them.  Half
+        of those are for what takes the place of something (`is_replacing`).
         """
+        extra = count * _PAGE_BYTES + _COMMIT_BYTES if count else 0
+        needed = needed_bytes + extra
+        spare = self.environment.room.spare_bytes() if is_replacing else 0
         try:
-            extra = count * _PAGE_BYTES + _COMMIT_BYTES if count else 0
-            self.environment.preallocate_ahead(needed_bytes + extra)
+            self.environment.preallocate_ahead(
+                needed, may_use_slack=is_replacing and spare - KV_SLACK_BYTES // 2 >= needed
+            )
         except FullError:
             if count:
                 raise
@@ -118,6 +125,12 @@ class Side:
                 transaction.put("meta", COUNTERS_KEY, _encode(change.counters))
         faultpoint.reach("store.side")
         self.counters, self._is_stale = change.counters, False
+
+    def has_older(self, key: ChunkKey) -> bool:
+        """Whether an older generation of the chunk is stored here."""
+        first = encode_key(ChunkKey(key.inode, key.chunk, 0))
+        with self.environment.read() as transaction:
+            return next(transaction.scan_keys("headers", first, encode_key(key)), None) is not None
 
     def close(self) -> None:
         """Closes the environment; its map stays as long as a reader is open."""

@@ -9,6 +9,7 @@ no waiting for company.  Nothing is answered before it is durable.
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 from collections import deque
@@ -16,10 +17,11 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from mpifs import faultpoint
-from mpifs.core.errors import DamageError, MpifsError
+from mpifs.core.errors import DamageError, MpifsError, PosixError
 from mpifs.core.limits import (
     COMMIT_BYTES_MAX,
     COMMIT_OPERATIONS_MAX,
+    IDLE_LOOK_S,
     WRITE_QUEUE_BYTES_MAX,
     WRITE_QUEUE_COUNT_MAX,
 )
@@ -95,10 +97,11 @@ class Writer:
         while True:
             with self._wake:
                 while not self._queue and self._at_end is None:
-                    self._wake.wait()
+                    self._wake.wait(IDLE_LOOK_S)
                 group = self._take()
                 at_end = self._at_end
             if group:
+                faultpoint.reach("store.writer")
                 self._commit(group)
             elif at_end is not None:
                 at_end()
@@ -139,6 +142,8 @@ class Writer:
             action()
         except MpifsError as error:
             return error
+        except MemoryError:
+            return PosixError(errno.ENOMEM, "a worker is out of memory (a limit of its process)")
         except Exception as error:  # noqa: BLE001 - a dead writer would hang every request
             _log.exception("store writer failed")
             return DamageError(f"store writer failed: {error!r}")

@@ -27,7 +27,7 @@ from mpifs.core.limits import (
     SLOT_COUNT_MAX,
     SPIN_S,
 )
-from mpifs.core.messages import TAG_DATA_BASE, Header, Kind, encode_header, tag_of
+from mpifs.core.messages import TAG_DATA_BASE, Header, Kind, encode_message, tag_of
 from mpifs.transport.endpoint import PROBE_COUNT, Endpoint
 from mpifs.transport.pending import Pending as _Pending
 from mpifs.transport.pending import Reply, Slot
@@ -105,12 +105,8 @@ class Client:
         )
         try:
             pending.listen()
-            if body is None or size == 0:
-                message = encode_header(header) + args
-            elif size <= INLINE_BYTES_MAX:
-                message = b"".join((encode_header(header), args, body))
-            else:
-                message = encode_header(header) + args
+            is_inline = body is not None and size <= INLINE_BYTES_MAX
+            message = encode_message(header, args, body if body and is_inline else b"")
             pending.track(self.endpoint.isend(rank, tag_of(kind), message))
             if body is not None and size > INLINE_BYTES_MAX:
                 pending.track(self.endpoint.isend(rank, TAG_DATA_BASE + slot.index, body))

@@ -13,11 +13,13 @@ been received and dropped.
 from __future__ import annotations
 
 import contextlib
+import errno
 import time
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol
 
+from mpifs import faultpoint
 from mpifs.core.checksum import Buffer
 from mpifs.core.errors import (
     STORE_GONE_STATUS,
@@ -28,8 +30,8 @@ from mpifs.core.errors import (
     SilentError,
     StoreGoneError,
 )
-from mpifs.core.limits import HEADER_BYTES
-from mpifs.core.messages import MESSAGE_BYTES_MAX, TAG_REPLY_BASE, Header, decode_header
+from mpifs.core.limits import HEADER_BYTES, INLINE_BYTES_MAX, REFUSED_BODY_S
+from mpifs.core.messages import MESSAGE_BYTES_MAX, TAG_REPLY_BASE, Header, decode_message
 from mpifs.transport.endpoint import TAG_REPLY_DATA_BASE, Bell, Endpoint, Operation
 
 _NOTHING = memoryview(b"")
@@ -189,7 +191,10 @@ class Pending:
             return True
         if time.monotonic() < self._deadline:
             return False
-        self.fail(SilentError(self.rank, "gave no answer before the deadline"))
+        if self._header is not None and self._header.status == errno.EPROTO:
+            self.fail(ProtocolError(f"rank {self.rank} could not read the request"))
+        else:
+            self.fail(SilentError(self.rank, "gave no answer before the deadline"))
         return True
 
     def result(self) -> Reply:
@@ -223,6 +228,7 @@ class Pending:
             self._stage = _Stage.SENDS
             if receive.received != len(self._body):
                 raise ProtocolError(f"body from rank {self.rank} is not as long as its header says")
+            faultpoint.alter("transport.reply.body", memoryview(self._body))
         while self._sends:
             if not self._sends[-1].test():
                 return False
@@ -239,6 +245,8 @@ class Pending:
             self.listen()
             return False
         self._header = header
+        if header.status == errno.EPROTO:  # perhaps unread, and then its body is never received
+            self._deadline = min(self._deadline, time.monotonic() + REFUSED_BODY_S)
         if header.is_inline:
             self._stage = _Stage.SENDS
             return True
@@ -256,12 +264,22 @@ class Pending:
     def _decode(self, size: int) -> Header:
         """The header of the message of `size` bytes in the slot's buffer."""
         self.is_spoilt = True
-        header = decode_header(memoryview(self._slot.buffer)[:size])
-        inline_bytes = header.body_bytes if header.is_inline else 0
-        if size != HEADER_BYTES + header.args_bytes + inline_bytes:
-            raise ProtocolError(f"reply of rank {self.rank} is not as long as it says")
+        message = memoryview(self._slot.buffer)[:size]
+        faultpoint.alter("transport.reply.header", message)
+        try:
+            header = decode_message(message)
+        except ProtocolError as error:
+            self._drain_body()
+            raise ProtocolError(f"reply of rank {self.rank}: {error}") from None
         self.is_spoilt = False
         return header
+
+    def _drain_body(self) -> None:
+        """An unreadable reply may have a long body; until that is received it keeps the pages of
+        the peer's store in use."""
+        if self._into is not None and len(self._into) > INLINE_BYTES_MAX:
+            with contextlib.suppress(MpifsError):
+                self._stale.append(self._receive_body(bytearray(len(self._into))))
 
     def _receive_body(self, into: bytearray | memoryview) -> Operation:
         if self._owner.endpoint.life(self.rank) != self._life:  # it would come from another one.

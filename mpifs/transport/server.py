@@ -16,12 +16,11 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from mpifs import faultpoint
 from mpifs.core.checksum import Buffer
 from mpifs.core.errors import MpifsError, ProtocolError
 from mpifs.core.limits import (
-    ARGS_BYTES_MAX,
     BELL_TIMEOUT_S,
-    BODY_BYTES_MAX,
     HEADER_BYTES,
     INLINE_BYTES_MAX,
     NO_BELL_QUIET_S,
@@ -41,78 +40,17 @@ from mpifs.core.messages import (
     TAG_REPLY_BASE,
     VERSION,
     Header,
-    decode_header,
-    encode_header,
+    decode_message,
+    encode_message,
 )
 from mpifs.transport.endpoint import TAG_REPLY_DATA_BASE, Endpoint, Incoming, Operation
+from mpifs.transport.request import Request
 
 _log = logging.getLogger(__name__)
 
 _RETURN_ADDRESS = struct.Struct("<HBBiIIQIII16s")
 """The header's fields up to the bell: enough to answer a header that `decode_header` refuses."""
-
-
-class Request:
-    """A request with its arguments and body, to be answered once and then `done`.
-
-    `args` is a copy.  `body` lies at offset 0 of `buffer`, a buffer of `take_buffer` that may be
-    longer (None if there is no body); both are valid until `done`.  Any one thread may use it.
-    """
-
-    __slots__ = ("_server", "args", "body", "buffer", "header", "is_answered", "source")
-
-    def __init__(self, server: Server, header: Header, source: int, args: bytes) -> None:
-        self._server = server
-        self.header = header
-        self.source = source
-        self.args = args
-        self.buffer: bytearray | None = None
-        self.body: memoryview | None = None
-        self.is_answered = False
-
-    def reply(
-        self,
-        *,
-        status: int = 0,
-        args: Buffer = b"",
-        body: Buffer | None = None,
-        items: int = 0,
-        free: int = 0,
-        on_sent: Callable[[], None] | None = None,
-    ) -> None:
-        """Sends the answer; further ones are ignored.  Never raises for the asker's sake.
-
-        `on_sent` is called exactly once, from this or the loop's thread, when `body` may change
-        again: at once for a short one.  With `status` an errno, `args` is a UTF-8 sentence.
-
-        Requires: args and body within their limits.
-        """
-        assert len(args) <= ARGS_BYTES_MAX
-        assert body is None or len(body) <= BODY_BYTES_MAX
-        if self.is_answered:
-            if on_sent is not None:
-                on_sent()
-            return
-        self.is_answered = True
-        self._server.answer(self, status, args, body, items, free, on_sent)
-
-    def refuse(self, error: OSError) -> None:
-        """Answers with an error's number and sentence."""
-        sentence = str(error).encode(errors="backslashreplace")[:ARGS_BYTES_MAX]
-        self.reply(status=error.errno or errno.EIO, args=sentence)
-
-    def done(self) -> None:
-        """Gives the body's buffer back.  May be repeated."""
-        buffer, self.buffer = self.buffer, None
-        if buffer is not None:
-            body, self.body = self.body, None
-            is_free = True
-            try:
-                if body is not None:
-                    body.release()
-            except BufferError:  # a receive that failed still refers to it: never lent again.
-                is_free = False
-            self._server.give_back(buffer if is_free else None, self.header.body_bytes)
+_NO_MEMORY = OSError(errno.ENOMEM, "this worker is out of memory (a limit of its process)")
 
 
 class _Sending:
@@ -232,11 +170,10 @@ class Server:
         source, message = incoming.source, self._message
         try:
             incoming.receive(message)
-            header = decode_header(memoryview(message)[: incoming.size])
-            inline_bytes = header.body_bytes if header.is_inline else 0
+            whole = memoryview(message)[: incoming.size]
+            faultpoint.alter("transport.request.header", whole)
+            header = decode_message(whole)
             end = HEADER_BYTES + header.args_bytes
-            if end + inline_bytes != incoming.size:
-                raise ProtocolError(f"message of {incoming.size} bytes is not as long as it says")
         except ProtocolError as error:
             self._refuse(source, incoming.size, error)
             return
@@ -245,13 +182,13 @@ class Server:
         if not header.body_bytes:
             self._handle(request)
         elif header.is_inline:
-            self._lend(request)
+            if not self._lend(request):
+                request.refuse(_NO_MEMORY)
+                return
             assert request.body is not None
             request.body[:] = memoryview(message)[end : end + header.body_bytes]
             self._handle(request)
-        elif self._has_room():
-            self._receive(request)
-        else:
+        elif not self._has_room() or not self._receive(request):
             self._waiting.append(request)
 
     def _refuse(self, source: int, size: int, error: ProtocolError) -> None:
@@ -262,7 +199,7 @@ class Server:
         magic, version, kind, _, epoch, slot, number, _, _, _, bell = _RETURN_ADDRESS.unpack_from(
             self._message
         )
-        if magic == MAGIC and version == VERSION and slot < SLOT_COUNT_MAX:
+        if (magic == MAGIC or version == VERSION) and slot < SLOT_COUNT_MAX:
             header = Header(kind, 0, epoch, slot, number, 0, 0, 0, bell, 0)
             Request(self, header, source, b"").refuse(error)
 
@@ -271,12 +208,18 @@ class Server:
             return False
         return self._held_bytes < RECEIVE_BYTES_MAX
 
-    def _lend(self, request: Request) -> None:
+    def _lend(self, request: Request) -> bool:
+        """Gives the request a buffer for its body; False if there is no memory for it."""
         size = request.header.body_bytes
-        request.buffer = self._take_buffer(size)
+        try:
+            request.buffer = self._take_buffer(size)
+        except MemoryError:
+            _log.warning("no memory for a request of %d bytes: it waits", size)
+            return False
         request.body = memoryview(request.buffer)[:size]
         with self._lock:
             self._held_bytes += size
+        return True
 
     def give_back(self, buffer: bytearray | None, size: int) -> None:
         """Called by a request that is done; None: its buffer cannot be used again."""
@@ -285,18 +228,20 @@ class Server:
         if buffer is not None:
             self._give_buffer(buffer)
 
-    def _receive(self, request: Request) -> None:
-        """Posts the receive of a long body."""
-        self._lend(request)
+    def _receive(self, request: Request) -> bool:
+        """Posts the receive of a long body; False if there is no memory for it."""
+        if not self._lend(request):
+            return False
         assert request.body is not None
         tag = TAG_DATA_BASE + request.header.slot
         try:
             operation = self.endpoint.irecv(request.source, tag, request.body)
         except MpifsError as error:
             self._drop(request, error)
-            return
+            return True
         if not self._finish_receive(request, operation):
             self._receiving.append((request, operation))
+        return True
 
     def _finish_receive(self, request: Request, operation: Operation) -> bool:
         """Hands the request on if its body has come; True if the receive is over."""
@@ -308,6 +253,8 @@ class Server:
         except MpifsError as error:
             self._drop(request, error)
             return True
+        assert request.body is not None
+        faultpoint.alter("transport.request.body", request.body)
         self._handle(request)
         return True
 
@@ -319,7 +266,9 @@ class Server:
         for _ in range(len(self._waiting)):
             if not self._has_room():
                 break
-            self._receive(self._waiting.popleft())
+            if not self._receive(self._waiting[0]):
+                break
+            self._waiting.popleft()
             moved = True
         return moved
 
@@ -334,6 +283,9 @@ class Server:
             self._handler(request)
         except OSError as error:
             request.refuse(error)
+            request.done()
+        except MemoryError:
+            request.refuse(_NO_MEMORY)
             request.done()
         except Exception:  # noqa: BLE001  # The loop must go on and the asker must hear.
             _log.exception("request of kind %d failed", request.header.kind)
@@ -355,19 +307,12 @@ class Server:
         """Sends a reply; any thread."""
         asked, source = request.header, request.source
         size = 0 if body is None else len(body)
-        header = encode_header(
-            asked._replace(
-                status=status,
-                args_bytes=len(args),
-                body_bytes=size,
-                items=items,
-                bell=b"",
-                free=free,
-            )
+        header = asked._replace(
+            status=status, args_bytes=len(args), body_bytes=size, items=items, bell=b"", free=free
         )
         operations: list[Operation] = []
         is_inline = size <= INLINE_BYTES_MAX
-        message = header + args if body is None or not is_inline else b"".join((header, args, body))
+        message = encode_message(header, args, body if body and is_inline else b"")
         try:
             operations.append(self.endpoint.isend(source, TAG_REPLY_BASE + asked.slot, message))
             if body is not None and not is_inline:

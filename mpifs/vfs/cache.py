@@ -6,12 +6,13 @@ a second reader waits for the first one's.
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
 
 from mpifs.core.buffers import BufferPool
-from mpifs.core.errors import MpifsError
+from mpifs.core.errors import MpifsError, PosixError
 from mpifs.core.image import IMAGE_HEADER_BYTES
 from mpifs.core.limits import REQUEST_TIMEOUT_S
 from mpifs.core.types import ChunkKey, ChunkRef
@@ -100,8 +101,8 @@ class ChunkCache:
             with self._lock:
                 mine.is_own = payload.obj is mine.buffer
                 mine.payload = payload
-        except OSError as error:
-            mine.error = error
+        except (OSError, MemoryError) as error:
+            mine.error = error if isinstance(error, OSError) else PosixError(errno.ENOMEM)
             with self._lock:
                 if self._entries.get(key) is mine:
                     self._evict(key)

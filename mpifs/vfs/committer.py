@@ -9,13 +9,22 @@ renamed over another one are put behind a barrier: every commit first flushes wh
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 import threading
 import time
 
 from mpifs import faultpoint
-from mpifs.core.errors import FullError, MpifsError
-from mpifs.core.limits import BATCH_COUNT_MAX, DIRTY_AGE_MAX_S, REQUEST_TIMEOUT_S
+from mpifs.core.errors import FullError, MpifsError, PosixError
+from mpifs.core.limits import (
+    BATCH_COUNT_MAX,
+    CLEAN_ROUNDS_MAX,
+    DIRTY_AGE_MAX_S,
+    IDLE_LOOK_S,
+    REQUEST_TIMEOUT_S,
+    SETTLE_LOOK_S,
+)
 from mpifs.data.reclaim import Reclaim
 from mpifs.index.batch import Batch
 from mpifs.index.index import Index
@@ -24,9 +33,6 @@ from mpifs.vfs.file_data import FileData
 from mpifs.vfs.writeback import WriteBack
 
 log = logging.getLogger(__name__)
-
-_SETTLE_LOOK_S = 0.02  # `idle` is told of only when nothing at all is on its way.
-_CLEAN_ROUNDS = 64  # batches of garbage per tick, so that one tick stays short.
 
 
 class Committer:
@@ -159,13 +165,26 @@ class Committer:
                 while not all(buffer.is_done for buffer in flying):
                     if time.monotonic() > deadline:
                         raise MpifsError("workers do not take the data on its way to them")
-                    data.idle.wait(_SETTLE_LOOK_S)
+                    data.idle.wait(SETTLE_LOOK_S)
         self.commit()
 
-    def check_room(self) -> None:
-        """Raises the index's full disk: what is not committed must not grow without bound."""
+    def claim_room(self, size: int, *, is_growth: bool = True) -> None:
+        """Raises the index's full disk: what is not committed must not grow without bound, and
+        what was accepted must fit when it is committed."""
         if isinstance(self.error, FullError):
             raise self.error
+        self._index.room.claim(size, is_growth=is_growth)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the index takes nothing new."""
+        return isinstance(self.error, FullError) or self._index.room.is_full
+
+    def after_removal(self) -> None:
+        """On a nearly full disk many removals in one commit might not fit: then each is its own."""
+        if self._index.room.is_tight:
+            with contextlib.suppress(FullError):  # it is tried again, with what comes then
+                self.commit()
 
     def make_room(self, is_full: bool) -> None:
         """Write-back is at its bound (`is_full` false), or the stores are."""
@@ -214,14 +233,15 @@ class Committer:
 
     def _run(self) -> None:
         while not self._quit.is_set():
-            self._wake.wait()
+            self._wake.wait(IDLE_LOOK_S)
             self._wake.clear()
             if self._quit.wait(self._interval_s / 2):
                 return
             try:
                 self._tick()
                 self.error = None
-            except OSError as error:
+            except (OSError, MemoryError) as failure:
+                error = failure if isinstance(failure, OSError) else PosixError(errno.ENOMEM)
                 if self.error is None or str(self.error) != str(error):
                     log.error("commit failed, will be tried again: %s", error)
                 self.error = error
@@ -241,7 +261,7 @@ class Committer:
                 log.error("%s", error)
         self.commit()
         rounds = 0
-        while self.clean_up() and rounds < _CLEAN_ROUNDS and not self._quit.is_set():
+        while self.clean_up() and rounds < CLEAN_ROUNDS_MAX and not self._quit.is_set():
             rounds += 1
             self.commit()
         if self._writeback.files or rounds:
@@ -262,7 +282,7 @@ class Committer:
             self._thread.join(10)
         self.sync()
         faultpoint.reach("umount.flushed")
-        for _ in range(_CLEAN_ROUNDS):
+        for _ in range(CLEAN_ROUNDS_MAX):
             if not self.clean_up():
                 break
             self.commit()

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from mpifs.core.errors import PosixError
-from mpifs.core.limits import PATH_BYTES_MAX
+from mpifs.core.limits import INDEX_ROW_BYTES, PATH_BYTES_MAX
 from mpifs.core.types import TIME_NOW, Caller, SpaceUse, Stat
 from mpifs.data.scatter import Scatter
 from mpifs.index.index import Index
@@ -276,6 +276,7 @@ class Vfs:
         """setxattr(2)."""
         inode = self._names.find(path)
         protection.check_change(inode)
+        self.committer.claim_room(INDEX_ROW_BYTES + len(value))
         with self.index.lock:
             self._xattrs.set(inode, name, value, flags, time.time_ns())
         self._touched(inode, path)
@@ -312,7 +313,7 @@ class Vfs:
 
     def statfs(self) -> SpaceUse:
         """statvfs(3) figures: what is free on the stores, divided by the replicas."""
-        free = self.writeback.free_bytes()
+        free = 0 if self.committer.is_full else self.writeback.free_bytes()
         counters = self.index.counters()
         return SpaceUse(
             free + counters.payload_bytes, free, counters.files, max(free // 4096, 1 if free else 0)

@@ -9,7 +9,7 @@ import time
 from typing import NamedTuple
 
 from mpifs.core.errors import PosixError
-from mpifs.core.limits import FILE_BYTES_MAX
+from mpifs.core.limits import FILE_BYTES_MAX, INDEX_REF_BYTES
 from mpifs.core.types import Stat
 from mpifs.index.index import Index
 from mpifs.index.inode import Inode
@@ -137,8 +137,10 @@ class Files:
         assert isinstance(data, FileData)
         if data.error is not None:
             raise data.error
-        self._committer.check_room()
-        self._writeback.admit(size)
+        is_growth = offset + size > inode.size
+        refs = size // inode.chunk_size + 1
+        self._committer.claim_room(refs * INDEX_REF_BYTES, is_growth=is_growth)
+        self._writeback.admit(size, is_growth=is_growth)
         with data.lock:
             if handle.flags & os.O_APPEND and inode.nlink > 1:
                 offset = inode.size  # the kernel knows each name's size apart, this one's late

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from mpifs.core.errors import PosixError
-from mpifs.core.limits import SYMLINK_BYTES_MAX
+from mpifs.core.limits import INDEX_ROW_BYTES, SYMLINK_BYTES_MAX
 from mpifs.core.types import Caller
 from mpifs.index.index import Index
 from mpifs.index.inode import Inode
@@ -96,7 +96,7 @@ class Names:
         rdev: int = 0,
         target: bytes = b"",
     ) -> tuple[Inode, Name]:
-        self._committer.check_room()
+        self._committer.claim_room(INDEX_ROW_BYTES + len(target))
         parent, name = self._index.resolve_parent(path)
         check_new_entry(parent)
         inode = self._index.create(
@@ -145,6 +145,7 @@ class Names:
         check_change(inode)
         parent, name = self._index.resolve_parent(path)
         check_new_entry(parent)
+        self._committer.claim_room(INDEX_ROW_BYTES)
         old = self.alias(source)
         self._index.link(inode, parent, name, time.time_ns())
         self._committer.kick()
@@ -167,6 +168,7 @@ class Names:
         if self._aliases:
             self._aliases.gone(inode.ino, (parent.ino, name))
             self.changed(inode, None)
+        self._committer.after_removal()
         return inode
 
     def _check_removal(self, parent: Inode, name: bytes) -> None:
@@ -184,6 +186,7 @@ class Names:
         self._check_removal(parent, name)
         self._index.rmdir(parent, name, time.time_ns())
         self._committer.kick()
+        self._committer.after_removal()
 
     def rename(self, old: bytes, new: bytes, flags: int = 0) -> None:
         """renameat2(2) with NOREPLACE and EXCHANGE."""
@@ -193,6 +196,7 @@ class Names:
         check_new_entry(new_parent)
         if self._index.lookup(new_parent.ino, new_name):
             self._check_removal(new_parent, new_name)
+        self._committer.claim_room(INDEX_ROW_BYTES, is_growth=False)
         with self._committer.rename_gate:
             with self._index.lock:
                 ino = self._index.lookup(parent.ino, name)

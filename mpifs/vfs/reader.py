@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from contextlib import suppress
 
 from mpifs.core import intervals
 from mpifs.core.errors import ChunkMissingError, DamageError
 from mpifs.core.layout import extents
-from mpifs.core.limits import READAHEAD_CHUNKS_MAX
+from mpifs.core.limits import (
+    IDLE_LOOK_S,
+    READ_TRIES,
+    READAHEAD_CHUNKS_MAX,
+    READAHEAD_QUEUE_MAX,
+)
 from mpifs.core.types import ChunkKey, ChunkRef
 from mpifs.index.index import Index
 from mpifs.index.inode import Inode
@@ -16,8 +22,6 @@ from mpifs.vfs.cache import ChunkCache
 from mpifs.vfs.chunk_buffer import ChunkBuffer
 from mpifs.vfs.file_data import FileData
 from mpifs.vfs.handles import FileHandle
-
-_RETRIES = 4  # a chunk rewritten or moved while it is read has another ref; it is looked up anew.
 
 
 def copy_zeros(into: memoryview) -> None:
@@ -32,7 +36,7 @@ class Reader:
         self._ahead_bytes = ahead_bytes
         self._index = index
         self.cache = cache
-        self._queue: deque[tuple[ChunkKey, ChunkRef]] = deque(maxlen=256)
+        self._queue: deque[tuple[ChunkKey, ChunkRef]] = deque(maxlen=READAHEAD_QUEUE_MAX)
         self._wanted = threading.Semaphore(0)
         self._is_closing = False
         self._threads = [
@@ -72,7 +76,7 @@ class Reader:
                 if buffer is not None:
                     self.copy_from(inode, buffer, start, into)
                     return
-        for attempt in range(_RETRIES):
+        for attempt in range(READ_TRIES):
             ref = self._index.ref(inode, chunk)
             if ref is None:
                 copy_zeros(into)
@@ -82,7 +86,7 @@ class Reader:
                 return
             except (ChunkMissingError, DamageError):
                 newer = self._index.ref(inode, chunk)
-                if attempt == _RETRIES - 1 or newer is None or newer == ref:
+                if attempt == READ_TRIES - 1 or newer is None or newer == ref:
                     raise
 
     def copy_from(self, inode: Inode, buffer: ChunkBuffer, start: int, into: memoryview) -> None:
@@ -107,7 +111,7 @@ class Reader:
         assert buffer.base_ref is not None
         base = memoryview(bytearray(buffer.base_limit))
         ref = buffer.base_ref
-        for _ in range(_RETRIES):
+        for _ in range(READ_TRIES):
             try:
                 self._copy_stored(inode.ino, buffer.chunk, ref, 0, base)
                 break
@@ -157,11 +161,13 @@ class Reader:
 
     def _prefetch(self) -> None:
         while True:
-            self._wanted.acquire()
+            if not self._wanted.acquire(timeout=IDLE_LOOK_S):
+                continue
             if self._is_closing:
                 return
             try:
                 key, ref = self._queue.popleft()
             except IndexError:
                 continue
-            self.cache.prefetch(key, ref)
+            with suppress(MemoryError):  # a limit of this process: the reader will hear of it
+                self.cache.prefetch(key, ref)

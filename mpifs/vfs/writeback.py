@@ -96,14 +96,14 @@ class WriteBack:
         """Payload bytes that can still be written, as the stores last told."""
         return max(0, self.space.free_bytes(self._index.geometry.replicas) - self.dirty_bytes)
 
-    def admit(self, size: int) -> None:
+    def admit(self, size: int, *, is_growth: bool = True) -> None:
         """Waits until `size` more dirty bytes fit.  Takes no other lock.
-
-        Raises FullError when the stores have no room for them.
+        Raises FullError when the stores have no room for them.  What is not `is_growth` may take
+        the place of something: the stores decide, and say so at the next flush.
         """
         if self.free_bytes() < size:
             self._make_room(True)
-            if self.free_bytes() < size:
+            if is_growth and self.free_bytes() < size:
                 raise FullError("no space left on the stores; delete files or add workers")
         self._memory.wait_for(size, lambda: self._make_room(False))
 

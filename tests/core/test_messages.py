@@ -36,18 +36,21 @@ from mpifs.core.messages import (
     StoreStats,
     decode_args,
     decode_header,
+    decode_message,
     encode_args,
     encode_header,
+    encode_message,
     tag_of,
 )
 
 GOLDEN = (
-    "464d" "01" "20" "fbffffff" "03000000" "11000000" "8877665544332211" "0a000000" "70110100" "04000000"
+    "464d" "02" "20" "fbffffff" "03000000" "11000000" "8877665544332211" "0a000000" "70110100" "04000000"
     "30313233343536373839616263646566" "00000000" "ccbbaa9900000000"
 )  # fmt: skip
 GOLDEN_HEADER = Header(
     Kind.PUT, -5, 3, 17, 0x1122334455667788, 10, 70000, 4, b"0123456789abcdef", 0x99AABBCC
 )
+GUARD = "287f3b1a"
 GOLDEN_ARGS = {
     "83a4686f7374a4686f7374a37069642aa673746f726573919301c41076767676767676767676767676767676c41073737373737373737373737373737373": HelloReply(
         "host", 42, [(1, b"v" * 16, b"s" * 16)]
@@ -77,6 +80,27 @@ def test_golden_header() -> None:
     assert encode_header(GOLDEN_HEADER).hex() == GOLDEN
     assert decode_header(bytes.fromhex(GOLDEN)) == GOLDEN_HEADER
     assert decode_header(bytearray.fromhex(GOLDEN) + b"arguments") == GOLDEN_HEADER
+
+
+def test_a_flipped_byte_anywhere_in_a_header_message_is_found() -> None:
+    header = GOLDEN_HEADER._replace(args_bytes=9, body_bytes=30)
+    message = encode_message(header, b"arguments", bytes(range(30)))
+    assert (
+        message.hex()
+        == encode_header(header).hex()[:104]
+        + GUARD
+        + GOLDEN[112:]
+        + (b"arguments" + bytes(range(30))).hex()
+    )
+    assert decode_message(memoryview(message)) == header
+    for place in range(len(message)):
+        damaged = bytearray(message)
+        damaged[place] ^= 0x10
+        with pytest.raises(ProtocolError):
+            decode_message(memoryview(damaged))
+    for cut in (0, 63, 64, 73, len(message) - 1):
+        with pytest.raises(ProtocolError):
+            decode_message(memoryview(message)[:cut])
 
 
 def test_golden_arguments() -> None:
@@ -127,7 +151,7 @@ def test_hostile_headers(data: bytes) -> None:
     ("place", "fmt", "value"),
     [
         (0, "<H", 0x4D47),
-        (2, "<B", 2),
+        (2, "<B", 1),
         (12, "<I", SLOT_COUNT_MAX),
         (24, "<I", ARGS_BYTES_MAX + 1),
         (28, "<I", BODY_BYTES_MAX + 1),

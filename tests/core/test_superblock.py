@@ -47,6 +47,11 @@ def resealed(place: int, fmt: str, value: int) -> bytes:
 def test_golden() -> None:
     assert encode(GOLDEN_BLOCK).hex() == GOLDEN
     assert decode(bytes.fromhex(GOLDEN), "x") == GOLDEN_BLOCK
+    bounded = dataclasses.replace(GOLDEN_BLOCK, capacity_bytes=500 << 30)
+    data = encode(bounded)
+    assert data[12:16] == b"\1\0\0\0"
+    assert data[68:76] == (500 << 30).to_bytes(8, "little")
+    assert decode(data, "x") == bounded
 
 
 @given(BLOCKS)
@@ -76,7 +81,7 @@ def test_hostile_bytes(data: bytes) -> None:
     ("place", "fmt", "value", "words"),
     [
         (8, "<H", 2, "install"),
-        (12, "<I", 1, "install"),
+        (12, "<I", 2, "install"),
         (10, "<H", 9, "role"),
         (58, "<H", 77, "checksum"),
         (52, "<I", 5000, "geometry"),

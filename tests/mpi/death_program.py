@@ -14,7 +14,8 @@ from mpifs.core.messages import Kind
 from mpifs.transport.client import Client
 from mpifs.transport.endpoint import Endpoint
 from mpifs.transport.mpi import connect
-from mpifs.transport.server import Request, Server
+from mpifs.transport.request import Request
+from mpifs.transport.server import Server
 
 
 def serve(endpoint: Endpoint) -> None:

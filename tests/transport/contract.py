@@ -27,7 +27,8 @@ from mpifs.core.messages import (
 )
 from mpifs.transport.client import Client, wait_any
 from mpifs.transport.endpoint import Endpoint
-from mpifs.transport.server import Request, Server
+from mpifs.transport.request import Request
+from mpifs.transport.server import Server
 
 SIZES = (0, 1, 4096, INLINE_BYTES_MAX, INLINE_BYTES_MAX + 1, 1 << 20, 5 << 20)
 BIG = 1 << 20

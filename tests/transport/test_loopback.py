@@ -13,7 +13,7 @@ from mpifs.core.messages import (
     TAG_REPLY_BASE,
     Kind,
     decode_header,
-    encode_header,
+    encode_message,
 )
 from mpifs.transport.client import Client
 from mpifs.transport.endpoint import TAG_REPLY_DATA_BASE, Endpoint
@@ -91,7 +91,7 @@ def _answer(peer: Endpoint, body: bytes) -> int:
     incoming.receive(message)
     header = decode_header(message)
     answer = header._replace(args_bytes=0, body_bytes=len(body), bell=b"")
-    peer.isend(0, TAG_REPLY_BASE + header.slot, encode_header(answer))
+    peer.isend(0, TAG_REPLY_BASE + header.slot, encode_message(answer))
     peer.isend(0, TAG_REPLY_DATA_BASE + header.slot, body)
     return header.slot
 

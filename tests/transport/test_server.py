@@ -10,12 +10,13 @@ import pytest
 
 from mpifs.core import limits
 from mpifs.core.errors import ProtocolError, RemoteError, SilentError
-from mpifs.core.messages import TAG_REPLY_BASE, Kind, encode_header
+from mpifs.core.messages import TAG_REPLY_BASE, Kind, encode_message
 from mpifs.transport import server as server_module
 from mpifs.transport.client import Client, Pending
 from mpifs.transport.endpoint import TAG_REPLY_DATA_BASE
 from mpifs.transport.loopback import make_loopbacks
-from mpifs.transport.server import Request, Server
+from mpifs.transport.request import Request
+from mpifs.transport.server import Server
 
 
 class Rig:
@@ -211,7 +212,7 @@ def test_body_shorter_than_its_header_says_is_an_error(rig: Rig) -> None:
     rig.server.tick()
     header = rig.got.pop().header
     answer = header._replace(body_bytes=100_000, bell=b"")
-    rig.worker.isend(0, TAG_REPLY_BASE + header.slot, encode_header(answer))
+    rig.worker.isend(0, TAG_REPLY_BASE + header.slot, encode_message(answer))
     rig.worker.isend(0, TAG_REPLY_DATA_BASE + header.slot, bytes(100))
     with pytest.raises(ProtocolError):
         pending.wait()
@@ -223,7 +224,7 @@ def test_body_under_way_at_the_deadline_leaves_the_buffer_alone(rig: Rig) -> Non
     rig.server.tick()
     header = rig.got.pop().header
     answer = header._replace(body_bytes=100_000, bell=b"")
-    rig.worker.isend(0, TAG_REPLY_BASE + header.slot, encode_header(answer))
+    rig.worker.isend(0, TAG_REPLY_BASE + header.slot, encode_message(answer))
     with pytest.raises(SilentError):
         pending.wait()
     assert pending.is_settled

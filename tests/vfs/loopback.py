@@ -8,13 +8,13 @@ from __future__ import annotations
 import os
 import threading
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from mpifs.core.buffers import BufferPool
 from mpifs.core.messages import Kind, Serve, StoreStats, decode_args, encode_args
 from mpifs.core.superblock import Role, Superblock
-from mpifs.core.types import ChecksumKind, StoreEntry, StoreId, StoreState
+from mpifs.core.types import ChecksumKind, ChunkKey, ChunkRef, StoreEntry, StoreId, StoreState
 from mpifs.index.index import Index
 from mpifs.job.assembly import VfsOptions, build_vfs
 from mpifs.store.service import StoreService
@@ -71,8 +71,13 @@ class LoopbackVolume:
         ]
         Index.make(os.fspath(folder / "index"), block, stores)
         self.vfs: Vfs | None = None
+        self.services: dict[int, StoreService] = {}
 
-    def open(self, options: VfsOptions | None = None) -> Vfs:
+    def open(
+        self,
+        options: VfsOptions | None = None,
+        on_damage: Callable[[ChunkKey, ChunkRef, int], None] = lambda key, ref, store: None,
+    ) -> Vfs:
         self.index = Index.open(os.fspath(self.folder / "index"))
         self.endpoints = make_world(self.workers + 1)
         self.threads = [
@@ -105,12 +110,15 @@ class LoopbackVolume:
             self.client,
             FixedStores(self.workers, free, disks),
             options or VfsOptions(),
+            on_damage,
         )
         return self.vfs
 
     def _work(self, rank: int) -> None:
         endpoint = self.endpoints[rank]
-        service = StoreService(os.fspath(self.folder), "loopback", peers=Client(endpoint))
+        service = self.services[rank] = StoreService(
+            os.fspath(self.folder), "loopback", peers=Client(endpoint)
+        )
         pool = BufferPool(0, 8 << 20)
         Server(endpoint, service.handle, pool.take, pool.give).run(
             service.should_stop, service.idle
