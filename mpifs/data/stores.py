@@ -38,6 +38,10 @@ class Stores(Protocol):
         """The stores that get new chunks, in the order of placement; never empty."""
         ...
 
+    def expected_count(self) -> int:
+        """How many stores get new chunks once all that may return are back."""
+        ...
+
     def may_return(self, stores: Iterable[int]) -> bool:
         """Whether one of the stores answers, or is waited for."""
         ...

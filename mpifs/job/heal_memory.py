@@ -16,11 +16,14 @@ FILE_NAME = "heal.json"
 
 @dataclass(slots=True)
 class HealMemory:
-    """`is_due`: a pass has not been completed since something changed.  `lost`: the stores that
-    were lost when the last one was.  `filling`: stores that came in place of lost ones and are to
-    get their share of the bytes.  `highest_store`: ids up to it have been in use."""
+    """`is_due`: a pass has not been completed since something changed.  `is_open`: the volume is
+    mounted, or its job has died: then chunks may have fewer copies than anybody had noted.
+    `lost`: the stores that were lost when the last pass was complete.  `filling`: stores that came
+    in place of lost ones and are to get their share of the bytes.  `highest_store`: ids up to it
+    have been in use."""
 
     is_due: bool = False
+    is_open: bool = False
     lost: list[int] = field(default_factory=list)
     filling: list[int] = field(default_factory=list)
     highest_store: int = 0

@@ -1,6 +1,6 @@
 """Rank 0's side of healing: sees losses, starts the work a little later, paces it, tells of it.
 
-    idle ──a store lost, replaced or back──▶ due ──HEAL_DELAY_S──▶ healing ──pass complete──▶ idle
+    idle ──a store lost, replaced or back,──▶ due ──HEAL_DELAY_S──▶ healing ──pass complete──▶ idle
                                               ▲                        └──chunks that no store can
                                               └──HEAL_RETRY_S, or a change── waiting ◀──────  take
     idle ──a store is DRAINING──▶ draining ──empty──▶ `on_drained` ──▶ idle
@@ -66,11 +66,14 @@ class HealService:
         self._is_balance_wanted = bool(self.memory.filling)
         self._stuck: frozenset[int] = frozenset()
         self._seen = self._situation()
+        self._short = vfs.writeback.short_count
         self._position = b""
         self._rounds = 0
         self._thread = threading.Thread(target=self._loop, name="heal", daemon=True)
-        if frozenset(self.memory.lost) != self.work.lost_stores():
+        if self.memory.is_open or frozenset(self.memory.lost) != self.work.lost_stores():
             self.memory.is_due = True
+        self.memory.is_open = True
+        write_memory(folder, self.memory)
 
     def start(self) -> None:
         """Begins to look after the volume; may be repeated."""
@@ -86,6 +89,12 @@ class HealService:
             self._wake.notify_all()
         if self._thread.is_alive():
             self._thread.join(_JOIN_S)
+
+    def finish(self) -> None:
+        """Remembers how the volume is left.  Requires: closed, and so is the Vfs."""
+        self._look()
+        self.memory.is_open = False
+        write_memory(self._folder, self.memory)
 
     # What others ask for and see.
 
@@ -169,8 +178,15 @@ class HealService:
         return self.work.lost_stores(), {int(e.store): e.uuid for e in self._index.stores()}
 
     def _look(self) -> None:
-        """Notes whether a store was lost, exchanged, or is back.  One that came to the volume, or
-        left it, holds nothing: that is no reason to look at all chunks."""
+        """Notes whether a store was lost, exchanged, or is back, and whether chunks were written to
+        too few stores while one was away.  A store that came to the volume, or left it, holds
+        nothing: that is no reason to look at all chunks."""
+        short = self._vfs.writeback.short_count
+        if short != self._short:
+            log.info("heal: %d chunks have too few copies: a worker was away", short - self._short)
+            self._short = short
+            with self._wake:
+                self._make_due(HEAL_DELAY_S)
         situation = self._situation()
         if situation == self._seen:
             return

@@ -131,9 +131,17 @@ class Master:
             self.options.vfs,
             mender.note,
         )
+        heal = HealService(self.config.folder.index, index, vfs, self.client, self.crew, turn)
+        self._undo.callback(heal.finish)
         self._undo.callback(vfs.close)
         self.crew.on_free = vfs.writeback.space.told
-        heal, scrub = self._answer_commands(index, vfs, copier, copy_stores, turn, mender)
+        checks = LiveChecks(
+            self.config.folder, index, vfs, self.client, self.crew, copier, copy_stores
+        )
+        scrub = ScrubService(checks, turn)
+        self._answer_commands(index, vfs, FsckService(checks.check, turn), scrub, heal)
+        self._undo.callback(mender.close)
+        mender.start(checks)
         if self.config.mountpoint:
             mount = FuseMount(vfs, self.config.mountpoint, self.options.mount)
             mount.start()
@@ -145,19 +153,10 @@ class Master:
             threading.Thread(target=self._await_unmount, name="unmount", daemon=True).start()
 
     def _answer_commands(
-        self,
-        index: Index,
-        vfs: Vfs,
-        copier: IndexCopier,
-        copy_stores: CopyStores,
-        turn: ChecksTurn,
-        mender: MendService,
-    ) -> tuple[HealService, ScrubService]:
+        self, index: Index, vfs: Vfs, fsck: FsckService, scrub: ScrubService, heal: HealService
+    ) -> None:
         """The control socket and what stands behind it; closed in the order of a stop."""
         folder, crew = self.config.folder, self.crew
-        checks = LiveChecks(folder, index, vfs, self.client, crew, copier, copy_stores)
-        fsck, scrub = FsckService(checks.check, turn), ScrubService(checks, turn)
-        heal = HealService(folder.index, index, vfs, self.client, crew, turn)
         control = ControlServer(folder.socket)
         control.register("stop", self._on_stop)
         control.register("status", lambda _: report.status(self.config, index, vfs, crew, heal))
@@ -170,12 +169,9 @@ class Master:
         self._undo.callback(scrub.close)
         self._undo.callback(heal.close)
         self._undo.callback(fsck.close)
-        self._undo.callback(mender.close)
-        mender.start(checks)
         if not self.config.mountpoint:
             watch = threading.Thread(target=self._await_clients, args=(control,), daemon=True)
             watch.start()
-        return heal, scrub
 
     def _copy_stores(self, index: Index) -> CopyStores:
         crew = self.crew

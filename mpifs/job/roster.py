@@ -91,6 +91,10 @@ class Roster:
         live = [store for store in self.live_stores() if store not in self._draining]
         return live or [w.store for w in self.workers if w.store not in self._draining]
 
+    def expected_count(self) -> int:
+        """How many stores get new chunks once all that may return are back."""
+        return sum(w.state != LOST and w.store not in self._draining for w in self.workers)
+
     def set_draining(self, stores: Iterable[int]) -> None:
         """Which stores get no new chunks from now on."""
         self._draining = set(stores)

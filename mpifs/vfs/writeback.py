@@ -61,6 +61,9 @@ class WriteBack:
         self._make_room = make_room
         self._memory = DirtyMemory(dirty_bytes_max)
         self._resend = Resend(index, scatter, stores, self._arrived)
+        self.short_count = 0
+        """Chunks stored with fewer copies than wanted, because a worker was away: healing is due.
+        Grows only; written by the scatter thread."""
         self.files: dict[int, FileData] = {}
         self.on_lost: Callable[[Inode], None] = lambda inode: None
 
@@ -318,6 +321,9 @@ class WriteBack:
             else:
                 ref = ChunkRef(item.key.generation, item.length, item.checksum, item.stores)
                 self._index.set_refs(inode, [(buffer.chunk, ref)])
+                if len(item.stores) < inode.replicas:
+                    wanted = min(inode.replicas, self._stores.expected_count())
+                    self.short_count += len(item.stores) < wanted
         self._memory.give(buffer.buffer, keep=item.error is None)
 
     def _settle(self, data: FileData) -> None:

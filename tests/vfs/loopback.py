@@ -45,6 +45,9 @@ class FixedStores:
     def placement_stores(self) -> list[int]:
         return self.live_stores() or self._all
 
+    def expected_count(self) -> int:
+        return len(self._all) - len(self.dead)
+
     def may_return(self, stores: Iterable[int]) -> bool:
         return not self.dead.issuperset(stores)
 
