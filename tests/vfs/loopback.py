@@ -133,7 +133,8 @@ class LoopbackVolume:
         committer = self.vfs.committer
         committer._quit.set()
         committer._wake.set()
-        committer._thread.join(10)
+        committer._thread.join(60)  # a commit under way waits for the disk
+        assert not committer._thread.is_alive()
         self.index.abandon()
         self._end()
 
