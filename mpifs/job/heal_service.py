@@ -212,6 +212,8 @@ class HealService:
         self._position, self._rounds = b"", 0
         self._due_s = time.monotonic() + delay_s
         self._retry_s = 0.0
+        if self._state == WAITING:
+            self._state, self._detail = IDLE, ""
         write_memory(self._folder, self.memory)
 
     def _next(self) -> Callable[[], None] | None:

@@ -7,6 +7,7 @@ five system calls, about 10 µs.
 
 from __future__ import annotations
 
+import errno
 import os
 
 from mpifs.core.errors import MpifsError
@@ -14,6 +15,7 @@ from mpifs.datafile import DATA_NAME
 from mpifs.store.folder import superblock_bytes
 
 _SIDES = ("small", "large")  # `copy/` may be made anew while the store is served.
+_OWN_LIMITS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # say nothing about the store.
 _SMALLEST_BYTES = 8192  # LMDB's two meta pages.
 
 
@@ -27,7 +29,8 @@ class StoreWatch:
         self._superblock = superblock_bytes(folder)
 
     def look(self) -> str:
-        """What has happened to the store, as a sentence; "" if it is as it was."""
+        """What has happened to the store, as a sentence; "" if it is as it was, or if this process
+        lacks what it takes to look (open files, memory)."""
         try:
             for path, was in zip(self._files, self._were, strict=True):
                 stat = os.stat(path)
@@ -39,8 +42,12 @@ class StoreWatch:
         except FileNotFoundError as error:
             return f"{os.fsdecode(error.filename)} was deleted"
         except MpifsError as error:
-            return str(error)
+            cause = error.__cause__
+            is_own = isinstance(cause, OSError) and cause.errno in _OWN_LIMITS
+            return "" if is_own else str(error)
         except OSError as error:
+            if error.errno in _OWN_LIMITS:
+                return ""
             return f"{os.fsdecode(error.filename)} cannot be read ({error.strerror})"
         if found is None:
             return f"the superblock of {self._folder} was deleted"

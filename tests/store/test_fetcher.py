@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import shutil
 import threading
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from mpifs.core.messages import (
 )
 from mpifs.core.types import ChunkKey
 from mpifs.store.service import StoreService
+from mpifs.store.watch import StoreWatch
 from mpifs.transport.client import Client
 from mpifs.transport.loopback import make_world
 from mpifs.transport.server import Server
@@ -205,3 +207,16 @@ def test_a_retired_store_leaves_nothing_behind(pair: Pair, tmp_path: Path) -> No
     assert not (tmp_path / "worker-2").exists()
     pair.call(2, Kind.PING)  # the rank itself lives on
     pair.call(2, Kind.SERVE, encode_args(pair.serve(2, b"n" * 16)))
+
+
+def test_a_lack_of_open_files_is_no_loss_of_the_store(pair: Pair, tmp_path: Path) -> None:
+    folder = tmp_path / "worker-2"
+    watch = StoreWatch(str(folder))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        assert watch.look() == ""
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    (folder / "superblock").unlink()
+    assert "superblock" in watch.look()
