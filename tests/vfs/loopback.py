@@ -74,7 +74,6 @@ class LoopbackVolume:
         ]
         Index.make(os.fspath(folder / "index"), block, stores)
         self.vfs: Vfs | None = None
-        self.services: dict[int, StoreService] = {}
 
     def open(
         self,
@@ -83,6 +82,7 @@ class LoopbackVolume:
     ) -> Vfs:
         self.index = Index.open(os.fspath(self.folder / "index"))
         self.endpoints = make_world(self.workers + 1)
+        self.services: dict[int, StoreService] = {}
         self.threads = [
             threading.Thread(target=self._work, args=(rank,), daemon=True)
             for rank in range(1, self.workers + 1)
