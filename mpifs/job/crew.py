@@ -11,7 +11,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from msgspec import structs
 
@@ -342,17 +342,16 @@ class Crew(Roster):
     def stats(self) -> dict[int, StoreStats]:
         """Figures of each store that answers."""
         pending = {}
+        found = {}
         for worker in self.workers:
             if worker.state == SERVING:
-                pending[worker.store] = self._client.start(
-                    worker.rank, Kind.STATS, timeout_s=STATS_TIMEOUT_S
-                )
-        found = {}
+                with _telling_of(worker.store):
+                    pending[worker.store] = self._client.start(
+                        worker.rank, Kind.STATS, timeout_s=STATS_TIMEOUT_S
+                    )
         for store, answer in pending.items():
-            try:
+            with _telling_of(store):
                 found[store] = _stats_of(answer)
-            except MpifsError as error:
-                log.warning("store %d gives no figures: %s", store, error)
         return found
 
     def dismiss(self) -> list[str]:
@@ -378,6 +377,14 @@ class Crew(Roster):
             except MpifsError as error:
                 reasons.append(str(error))
         return reasons
+
+
+@contextlib.contextmanager
+def _telling_of(store: int) -> Iterator[None]:
+    try:
+        yield
+    except MpifsError as error:
+        log.warning("store %d gives no figures: %s", store, error)
 
 
 def _stats_of(answer: Pending) -> StoreStats:
