@@ -11,7 +11,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from msgspec import structs
 
@@ -22,7 +22,6 @@ from mpifs.core.limits import (
     PING_LOOK_S,
     PINGS_MAX,
     START_TIMEOUT_S,
-    STATS_TIMEOUT_S,
     STOP_TIMEOUT_S,
     WORKER_HUNG_S,
     WORKER_SILENT_S,
@@ -33,6 +32,7 @@ from mpifs.core.types import StoreEntry, StoreState
 from mpifs.job.assign import assign_stores
 from mpifs.job.recovery import Restarter
 from mpifs.job.roster import DEAD, LOST, SERVING, SILENT, Roster, Worker
+from mpifs.job.store_figures import stats_of, store_figures
 from mpifs.transport.client import Client, Pending, wait_any
 
 log = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ class Crew(Roster):
         }
         for store, answer in pending.items():
             try:
-                self._opened(store, places[store].rank, _stats_of(answer))
+                self._opened(store, places[store].rank, stats_of(answer))
             except MpifsError as error:
                 reasons[store] = str(error)
         if not self._places:
@@ -341,18 +341,7 @@ class Crew(Roster):
 
     def stats(self) -> dict[int, StoreStats]:
         """Figures of each store that answers."""
-        pending = {}
-        found = {}
-        for worker in self.workers:
-            if worker.state == SERVING:
-                with _telling_of(worker.store):
-                    pending[worker.store] = self._client.start(
-                        worker.rank, Kind.STATS, timeout_s=STATS_TIMEOUT_S
-                    )
-        for store, answer in pending.items():
-            with _telling_of(store):
-                found[store] = _stats_of(answer)
-        return found
+        return store_figures(self._client, [w for w in self.workers if w.state == SERVING])
 
     def dismiss(self) -> list[str]:
         """STOP to all; sentences for those that did not close their store well."""
@@ -377,18 +366,6 @@ class Crew(Roster):
             except MpifsError as error:
                 reasons.append(str(error))
         return reasons
-
-
-@contextlib.contextmanager
-def _telling_of(store: int) -> Iterator[None]:
-    try:
-        yield
-    except MpifsError as error:
-        log.warning("store %d gives no figures: %s", store, error)
-
-
-def _stats_of(answer: Pending) -> StoreStats:
-    return decode_args(answer.wait().args, StoreStats)
 
 
 def _serve(geometry: Superblock, entry: StoreEntry, relaxed: bool) -> Serve:
