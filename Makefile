@@ -17,7 +17,7 @@ run: setup
 	@$(BIN)/python tools/demo.py
 
 test: setup
-	@$(BIN)/python -m pytest -q -n 2 --dist worksteal </dev/null
+	@$(BIN)/python -m pytest -q -n 3 --dist worksteal </dev/null
 	@echo "make test: all tests passed"
 
 check: setup

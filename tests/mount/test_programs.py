@@ -9,8 +9,8 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-import time
 import sysconfig
+import time
 from contextlib import closing
 from pathlib import Path
 
