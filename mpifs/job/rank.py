@@ -13,7 +13,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable
 from typing import NoReturn
@@ -98,10 +97,10 @@ def _finish(endpoint: Endpoint | None, gate: SignalGate, code: int) -> NoReturn:
     Rank 0 does so after a failure, too: the workers have been sent home and wait in MPI_Finalize
     for it; without it a refused mount takes 9 s instead of 3.
     """
-    watchdog = threading.Timer(FINALIZE_TIMEOUT_S, os._exit, (code,))
-    watchdog.daemon = True
-    watchdog.start()
     gate.release()
+    # Not a thread: MPI_Finalize keeps the interpreter's lock while it hangs after a death.
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, FINALIZE_TIMEOUT_S)
     if endpoint is not None and (code == 0 or endpoint.rank == 0):
         try:
             endpoint.close()

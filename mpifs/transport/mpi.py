@@ -343,10 +343,10 @@ class MpiEndpoint:
         return all(self._links[rank].life == 0 for rank in (one, other) if rank)
 
     def close(self) -> None:
-        """See endpoint.Endpoint.  Ends MPI for this process, unless ranks were replaced: then
-        MPI_Finalize would wait for the dead, and the process must just end."""
+        """See endpoint.Endpoint.  Ends MPI for this process, unless ranks have died or were
+        replaced: then MPI_Finalize would wait for the dead, and the process must just end."""
         self._bells.close()
-        if not self._is_original or any(link.life for link in self._links):
+        if not self._is_original or self.dead() or any(link.life for link in self._links):
             return
         if not self._mpi.Is_finalized():
             self._mpi.Finalize()

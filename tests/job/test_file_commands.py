@@ -82,7 +82,7 @@ def one_line(done: subprocess.CompletedProcess[bytes], code: int, words: bytes) 
     """A failure as DESIGN section 7 wants it."""
     assert done.returncode == code
     assert words in done.stderr
-    assert done.stderr.count(b"\n") == 1
+    assert len(said(done.stderr)) == 1, done.stderr
     assert b"Traceback" not in done.stderr
 
 

@@ -52,7 +52,7 @@ def truncate(volume: RestingVolume) -> Planted:
     with volume.index() as environment:
         used = environment.used_bytes()
     least = 3 * PAGE_BYTES
-    size = volume.random.randrange(least, used - PAGE_BYTES)
+    size = volume.random.randrange(least, used // 2)  # behind it may be free pages only.
     os.truncate(os.path.join(volume.index_folder, "data.mdb"), size)
     return _whole(volume, "index-truncated", is_lost=True)
 
