@@ -11,23 +11,25 @@ import contextlib
 import ctypes
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 _PROCESS_MADVISE = 440  # the same number on every architecture.
 _MADV_PAGEOUT = 21
+_ROUNDS = 3  # pages used just now are passed over the first time.
 _RANGE = struct.Struct("NN")
 
 
-def drop_file(path: str, pids: Iterable[int]) -> None:
+def drop_file(path: str, pids: Sequence[int]) -> None:
     """Drops the clean pages of a file that `pids` may have mapped.  Never raises OSError."""
     with contextlib.suppress(OSError):
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.fsync(file)
             size = os.fstat(file).st_size
-            for pid in pids:
-                _unmap(pid, path, size)
-            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+            for _ in range(_ROUNDS):
+                for pid in pids:
+                    _unmap(pid, path, size)
+                os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(file)
 

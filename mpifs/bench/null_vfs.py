@@ -40,6 +40,7 @@ class NullVfs:
         self.on_change = None
         self._numbers = itertools.count(2)
         self._files: dict[int, _Node] = {}
+        self._listings: dict[int, list[tuple[bytes, _Node]]] = {}
         self._memory = memoryview(bytearray(b"\1" * (_MEMORY_BYTES + MIB)))
         self._root = _Node(1, stat.S_IFDIR | 0o755, os.geteuid(), os.getegid(), None)
         self._folders: dict[bytes, _Node] = {b"": self._root, b"/": self._root}
@@ -201,25 +202,23 @@ class NullVfs:
 
     def opendir(self, path: bytes) -> int:
         """opendir(3)."""
-        return self._open(self._find(path)).fh
+        folder, number = self._find(path), next(self._numbers)
+        entries = list((folder.entries or {}).items())
+        self._listings[number] = [(b".", folder), (b"..", folder.parent), *entries]
+        return number
 
     def readdir(
         self, fh: int, offset: int = 0, plus: bool = True
     ) -> Iterator[tuple[bytes, Stat, int]]:
-        """Entries with their attributes."""
-        folder = self._files[fh]
-        if offset == 0:
-            yield b".", _stat_of(folder), 1
-        if offset <= 1:
-            yield b"..", _stat_of(folder.parent), 2
-        first = max(0, offset - 2)
-        names = itertools.islice((folder.entries or {}).items(), first, None)
-        for position, (name, node) in enumerate(names, first + 3):
-            yield name, _stat_of(node), position
+        """Entries with their attributes, as they were when the folder was opened."""
+        listing = self._listings[fh]
+        for position in range(offset, len(listing)):
+            name, node = listing[position]
+            yield name, _stat_of(node), position + 1
 
     def releasedir(self, fh: int) -> None:
         """closedir(3)."""
-        del self._files[fh]
+        del self._listings[fh]
 
     def fsyncdir(self, fh: int, datasync: bool = False) -> None:
         """fsync(2) of a directory."""

@@ -9,6 +9,7 @@ from mpifs.bench.report import Document, human, title_of
 _BAR = 18  # pixels of a bar and the gap below it.
 _LABEL = 210
 _WIDTH = 430
+_NEAR = 3.0
 _STYLE = """
 :root{--ink:#1b1f24;--soft:#687078;--paper:#fff;--line:#e3e6ea;--own:#1f6feb;--limit:#b8c0cc}
 @media (prefers-color-scheme:dark){:root{--ink:#e6e8eb;--soft:#98a0aa;--paper:#14171b;
@@ -54,20 +55,29 @@ def _figure(phase: Document) -> str:
     bars = [(name, each, "own") for name, each in phase["targets"].items()]
     others = {**phase["limits"], **phase["beside"]}
     bars += [(title_of(name), each, "limit") for name, each in others.items()]
-    # A neighbour far above the limits (the plain disk's cache) must not flatten all others.
-    main = [*phase["targets"].values(), *phase["limits"].values()]
-    scale = 1.05 * max(each["high"] for each in main) or 1.0
+    scale = _scale(phase)
     rows = "".join(_bar(number, *bar, scale) for number, bar in enumerate(bars))
     width, height = _LABEL + _WIDTH + 90, len(bars) * _BAR + 4
     share = ", ".join(f"{value:.0%}" for value in phase["shares"].values())
     less = ", less is better" if phase["better"] == "less" else ""
     lowest = title_of(phase["lowest"]) if phase["lowest"] else ""
-    of = f" · {share} of {lowest}" if lowest else ""
+    of = f" · {share} of {lowest}" if share else ""
     caption = f"{escape(phase['title'])} <span>{escape(phase['unit'] + less + of)}</span>"
     return (
         f'<figure id="{phase["name"]}"><figcaption>{caption}</figcaption>'
         f'<svg viewBox="0 0 {width} {height}" role=img>{rows}</svg></figure>'
     )
+
+
+def _scale(phase: Document) -> float:
+    """The value at the right edge.  What is far above (a checksum in memory, the plain disk's
+    cache) is cut off with an arrow: it must not flatten all others."""
+    main = list(phase["targets"].values())
+    if phase["lowest"]:
+        main.append(phase["limits"][phase["lowest"]])
+    most: float = max(each["high"] for each in main)
+    near = [each["high"] for each in phase["limits"].values() if each["high"] <= _NEAR * most]
+    return 1.05 * max([most, *near]) or 1.0
 
 
 def _bar(number: int, name: str, found: Document, kind: str, scale: float) -> str:

@@ -6,7 +6,7 @@ Pure: no clock, no files.  The shape of the document is that of `--json` (doc/pe
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mpifs.bench.phases import DISK, FUSE, LIMIT_TITLES, RATIOS, Phase
@@ -44,10 +44,11 @@ def round_get(round_trips: float, gets: float) -> float:
 
 
 def row(
-    phase: Phase, targets: Iterable[str], places: Values, free_limits: Mapping[str, float]
+    phase: Phase, targets: Mapping[str, bool], places: Values, free_limits: Mapping[str, float]
 ) -> Document:
-    """One phase of the document.  `places` has the values of the targets, `fuse` and `disk`;
-    `free_limits` the medians of the limits that are measured without a file system."""
+    """One phase of the document.  `targets` tells of each whether it is a volume of mpifs: the
+    limits are those of volumes, other file systems just stand beside.  `places` has the values of
+    the targets, `fuse` and `disk`; `free_limits` the medians of limits without a file system."""
     limits: Document = {}
     for name in phase.limits:
         if name in (FUSE, DISK):
@@ -80,6 +81,7 @@ def row(
                 each["median"], limits[lowest]["median"], is_less_better=phase.is_less_better
             )
             for name, each in found["targets"].items()
+            if targets[name]
         }
     return found
 

@@ -85,6 +85,7 @@ class _Run:
         self._values: dict[str, dict[str, list[float]]] = {phase.name: {} for phase in phases}
         self._options: list[str] = []
         self._mpi = ""
+        self._library = ""
 
     def run(self, names: Sequence[str], options: list[str], scratch: str) -> Document:
         """Makes the places, measures, and sums up."""
@@ -99,7 +100,8 @@ class _Run:
                 check_room(place.folder, self._plan.room)
         drivers = Drivers(self._mark, self._log)
         self._stack.callback(drivers.close)
-        wanted = needed_limits(self._phases)
+        has_volume = any(place.volume is not None for place in targets)
+        wanted = needed_limits(self._phases) if has_volume else ()
         limits = Limits(self._plan, drivers, self._world(wanted), scratch)
         archive = _make_archive(scratch, self._plan)
         stages = [Stage(place, drivers, self._plan, archive) for place in places]
@@ -176,7 +178,7 @@ class _Run:
             return None
         world = MpiWorld(self._mark, self._log, self._plan.workers, self._mpi)
         self._stack.callback(world.close)
-        self._mpi = f"{world.launcher.kind} {world.launcher.version}"
+        self._library = f"{world.launcher.kind} {world.launcher.version}"
         return world
 
     # Measuring
@@ -232,7 +234,7 @@ class _Run:
         medians = {name: statistics.median(found) for name, found in self._limit_values.items()}
         if "mpi_round" in medians and "lmdb_rate" in medians:
             medians["round_get"] = round_get(medians["mpi_round"], medians["lmdb_rate"])
-        names = [place.name for place in targets]
+        names = {place.name: place.volume is not None for place in targets}
         rows = [row(phase, names, self._values[phase.name], medians) for phase in self._phases]
         plan = self._plan
         return {
@@ -244,7 +246,7 @@ class _Run:
                 "processors": os.cpu_count(),
                 "kernel": platform.release(),
                 "python": platform.python_version(),
-                "mpi": self._mpi,
+                "mpi": self._library,
                 "load_before": round(load, 2),
                 "load_after": round(os.getloadavg()[0], 2),
             },

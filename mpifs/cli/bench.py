@@ -152,8 +152,8 @@ def _show(document: dict[str, Any]) -> None:
     console.print(
         f"{settings['size'] >> 20} MiB, {settings['files']} files, {settings['repeats']} rounds; "
         f"{settings['workers']} workers, chunks of {settings['chunk_size'] >> 10} KiB, "
-        f"{settings['checksum']}; {machine['processors']} processors, {machine['mpi']}; "
-        f"{document['seconds']:.0f} s",
+        f"{settings['checksum']}; {machine['processors']} processors, "
+        f"load {machine['load_before']} before; {document['seconds']:.0f} s",
         markup=False,
         soft_wrap=True,
     )
@@ -169,23 +169,25 @@ def _table(document: dict[str, Any]) -> RenderableType:
 
     from mpifs.bench.report import human, spread_of, title_of
 
-    names = [target["name"] for target in document["targets"]]
+    targets = {target["name"]: bool(target["volume"]) for target in document["targets"]}
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("what")
     table.add_column("unit")
-    for name in names:
+    for name, is_volume in targets.items():
         table.add_column(Text(name), justify="right", overflow="fold")
         table.add_column("±", justify="right")
-        table.add_column("share", justify="right")
+        if is_volume:
+            table.add_column("share", justify="right")
     for title in ("lowest limit", "", "null FUSE", "plain disk"):
         table.add_column(title, justify="left" if title == "" else "right")
     for phase in document["phases"]:
         cells = [phase["title"], phase["unit"]]
-        for name in names:
+        for name, is_volume in targets.items():
             found = phase["targets"].get(name)
             share = phase["shares"].get(name)
             cells += [human(found["median"]), f"{spread_of(found):.0%}"] if found else ["-", ""]
-            cells.append(f"{share:.0%}" if share is not None and found else "")
+            if is_volume:
+                cells.append(f"{share:.0%}" if share is not None else "")
         lowest = phase["lowest"]
         limit = phase["limits"][lowest] if lowest else None
         cells += [human(limit["median"]), title_of(lowest)] if limit else ["", ""]
