@@ -171,7 +171,8 @@ class MpiWorld:
                 self._connection, _ = listener.accept()
             except OSError:
                 self._finish()
-                raise StartError("the ranks that measure MPI did not start") from None
+                why = _last_line(log)
+                raise StartError(f"the ranks that measure MPI did not start{why}") from None
         self._connection.settimeout(BENCH_WORK_S)
         self._lines = self._connection.makefile("rw", encoding="ascii")
 
@@ -211,6 +212,14 @@ def _line_of(pipe: IO[bytes], timeout_s: float) -> bytes:
             return b""
         line += piece
     return line
+
+
+def _last_line(log: IO[bytes]) -> str:
+    """What was said last, behind a colon; "" if nothing was."""
+    log.seek(0)
+    lines = [line.strip() for line in log.read().decode("utf-8", "replace").splitlines()]
+    said = [line for line in lines if set(line) - set("-=* ")]
+    return f": {said[-1]}" if said else ""
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -122,7 +122,8 @@ class _Run:
             if options and volume is not None:
                 raise InUseError(f"{name} is mounted already: -o has no effect on it")
         folder = self._stack.enter_context(folder_in(base))
-        place = Place(name, folder, volume=volume)
+        label = os.path.abspath(name) if name in LIMIT_TITLES else name
+        place = Place(label, folder, volume=volume)
         if volume is not None:
             self._learn(place, volume)
         return place

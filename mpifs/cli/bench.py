@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _LINE_INTERVAL_S = 5.0
 _QUICK = "64MiB"
 _USUAL = "2GiB"
-_WIDTH_MIN = 110  # columns of the table where nobody looks at a terminal.
+_WIDTH_MIN = 134  # columns of the table where nobody looks at a terminal.
 
 
 def bench(
@@ -171,8 +171,8 @@ def _table(document: dict[str, Any]) -> RenderableType:
 
     targets = {target["name"]: bool(target["volume"]) for target in document["targets"]}
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("what")
-    table.add_column("unit")
+    table.add_column("what", no_wrap=True)
+    table.add_column("unit", no_wrap=True)
     for name, is_volume in targets.items():
         table.add_column(Text(name), justify="right", overflow="fold")
         table.add_column("±", justify="right")
