@@ -11,7 +11,7 @@ import shutil
 import time
 
 from mpifs.bench.content import PERIOD_BYTES, piece
-from mpifs.bench.workloads import Spell, Workload
+from mpifs.bench.workloads import Spell, Start, Workload
 from mpifs.core.checksum import function_of
 from mpifs.core.image import IMAGE_HEADER_BYTES
 from mpifs.core.limits import MIB
@@ -31,15 +31,12 @@ def _key(number: int) -> bytes:
 
 def _value(offset: int, length: int) -> bytes:
     steps = range(offset, offset + length, MIB)
-    return b"".join(piece(_SEED, start, min(MIB, offset + length - start)) for start in steps)
+    return b"".join(piece(_SEED, at, min(MIB, offset + length - at)) for at in steps)
 
 
-def _start(at_s: float) -> float:
-    time.sleep(max(0.0, at_s - time.monotonic()))
-    return time.monotonic()
-
-
-def lmdb_put(*, at: float, folder: str, count: int, chunk: int, group: int, relaxed: bool) -> Spell:
+def lmdb_put(
+    *, start: Start, folder: str, count: int, chunk: int, group: int, relaxed: bool
+) -> Spell:
     """Stores `count` chunks in committed groups of `group` bytes; those of the time before are
     deleted first, as an overwriting file system has it."""
     size = stored_bytes(chunk)
@@ -52,7 +49,7 @@ def lmdb_put(*, at: float, folder: str, count: int, chunk: int, group: int, rela
         with environment.write() as transaction:
             for number in range(count):
                 transaction.delete(_DATABASE, _key(number))
-        begin = _start(at)
+        begin = start()
         for first in range(0, count, per_group):
             numbers = range(first, min(count, first + per_group))
             environment.preallocate_ahead((size + _PAGE_BYTES) * len(numbers) + 64 * _PAGE_BYTES)
@@ -64,7 +61,7 @@ def lmdb_put(*, at: float, folder: str, count: int, chunk: int, group: int, rela
         environment.close()
 
 
-def lmdb_get(*, at: float, folder: str, count: int, chunk: int) -> Spell:
+def lmdb_get(*, start: Start, folder: str, count: int, chunk: int) -> Spell:
     """Reads all chunks, copying each out of its pages; the kernel has none of them at first."""
     file = os.open(os.path.join(folder, DATA_NAME), os.O_RDONLY)
     try:
@@ -74,7 +71,7 @@ def lmdb_get(*, at: float, folder: str, count: int, chunk: int) -> Spell:
     into = memoryview(bytearray(b"\1" * chunk))
     environment = Environment(folder, (_DATABASE,))
     try:
-        begin = _start(at)
+        begin = start()
         for number in range(count):
             with environment.read() as transaction:
                 value = transaction.get(_DATABASE, _key(number))
@@ -85,37 +82,37 @@ def lmdb_get(*, at: float, folder: str, count: int, chunk: int) -> Spell:
         environment.close()
 
 
-def lmdb_rate(*, at: float, folder: str, count: int, chunk: int, gets: int) -> Spell:
+def lmdb_rate(*, start: Start, folder: str, count: int, chunk: int, gets: int) -> Spell:
     """Reads 4 KiB of chunks at random."""
     into = memoryview(bytearray(4096))
     chance = random.Random(_SEED)
     keys = [_key(chance.randrange(count)) for _ in range(gets)]
-    start = IMAGE_HEADER_BYTES + chance.randrange(max(1, chunk - 4096))
+    first = IMAGE_HEADER_BYTES + chance.randrange(max(1, chunk - 4096))
     environment = Environment(folder, (_DATABASE,))
     try:
-        begin = _start(at)
+        begin = start()
         for key in keys:
             with environment.read() as transaction:
                 value = transaction.get(_DATABASE, key)
                 assert value is not None
-                into[:] = value[start : start + 4096]
+                into[:] = value[first : first + 4096]
         return Spell(begin, time.monotonic(), gets)
     finally:
         environment.close()
 
 
-def lmdb_clear(*, at: float, folder: str) -> Spell:
+def lmdb_clear(*, start: Start, folder: str) -> Spell:
     """Not timed: removes the environment."""
     shutil.rmtree(folder, ignore_errors=True)
-    return Spell(at, at, 0)
+    return Spell(0.0, 0.0, 0)
 
 
-def hash_sums(*, at: float, size: int, chunk: int, kind: int) -> Spell:
+def hash_sums(*, start: Start, size: int, chunk: int, kind: int) -> Spell:
     """Sums chunks that lie in memory, more of it than the processor's caches hold."""
     function = function_of(ChecksumKind(kind))
     step = min(chunk, 4 * MIB)
     pieces = [piece(_SEED, offset, step) for offset in range(0, PERIOD_BYTES, step)]
-    begin = _start(at)
+    begin = start()
     done = 0
     while done < size:
         for data in pieces:

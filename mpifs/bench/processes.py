@@ -77,17 +77,12 @@ class Driver:
             python("mpifs.bench.driver"), log, stdout=subprocess.PIPE, bufsize=0
         )
 
-    def begin(self, work: str, at_s: float, **words: Any) -> None:
-        """Gives it a workload."""
-        assert self._process.stdin is not None
-        line = json.dumps({"work": work, "at": at_s, **words}) + "\n"
-        try:
-            self._process.stdin.write(line.encode())
-        except OSError:
-            raise BenchError("a process of the benchmark has ended; is the memory full?") from None
+    def ask(self, work: str, **words: Any) -> None:
+        """Gives it a workload.  Raises BenchError."""
+        self._write(json.dumps({"work": work, **words}))
 
-    def result(self) -> Spell:
-        """Waits for the end of it.  Raises BenchError."""
+    def hear(self) -> Spell | None:
+        """Its answer; None when it is prepared and waits for `begin`.  Raises BenchError."""
         assert self._process.stdout is not None
         line = _line_of(self._process.stdout, BENCH_WORK_S)
         if not line:
@@ -95,7 +90,18 @@ class Driver:
         answer = json.loads(line)
         if "error" in answer:
             raise BenchError(answer["error"])
-        return Spell(**answer)
+        return None if "ready" in answer else Spell(**answer)
+
+    def begin(self, at_s: float) -> None:
+        """Tells it when to begin."""
+        self._write(repr(at_s))
+
+    def _write(self, line: str) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(line.encode() + b"\n")
+        except OSError:
+            raise BenchError("a process of the benchmark has ended; is the memory full?") from None
 
     def end(self) -> None:
         """Ends it, whatever it does."""
@@ -111,14 +117,20 @@ class Drivers:
         self._drivers: list[Driver] = []
 
     def run(self, works: list[tuple[str, dict[str, Any]]]) -> list[Spell]:
-        """Carries out several workloads at once, one per driver.  Raises BenchError."""
+        """Carries out several workloads at once, one per driver; timed ones begin when all are
+        prepared.  Raises BenchError, after which only `close` may be called."""
         while len(self._drivers) < len(works):
             self._drivers.append(Driver(self._mark, self._log))
         chosen = self._drivers[: len(works)]
-        at_s = time.monotonic() + START_AHEAD_S
         for driver, (work, words) in zip(chosen, works, strict=True):
-            driver.begin(work, at_s, **words)
-        return [driver.result() for driver in chosen]
+            driver.ask(work, **words)
+        found = [driver.hear() for driver in chosen]
+        at_s = time.monotonic() + START_AHEAD_S
+        for driver, spell in zip(chosen, found, strict=True):
+            if spell is None:
+                driver.begin(at_s)
+        spells = [spell or driver.hear() for driver, spell in zip(chosen, found, strict=True)]
+        return [spell for spell in spells if spell is not None]
 
     def close(self) -> None:
         """Ends them all."""

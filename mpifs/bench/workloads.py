@@ -1,8 +1,8 @@
 """The loops on files that are timed.  They run in a driver, a process of their own (driver.py).
 
-Each takes keyword arguments that came as JSON, prepares, and returns a Spell.  Nothing inside a
-spell costs what could be done before it: buffers are made and touched, names are encoded, nothing
-is verified.
+Each takes `start` and keyword arguments that came as JSON, prepares, calls `start` (those that are
+not timed do not), and returns a Spell.  Nothing inside a spell costs what could be done before it:
+buffers are made and touched, names are encoded, nothing is verified.
 """
 
 from __future__ import annotations
@@ -33,15 +33,14 @@ class Spell(NamedTuple):
     """Bytes, or operations."""
 
 
+Start = Callable[[], float]
+"""Called when a workload is prepared; returns at the common beginning, with its moment."""
 Workload = Callable[..., Spell]
 
 
-def _timed(at_s: float, action: Callable[[], float]) -> Spell:
-    """Starts `action` at the agreed moment, so that several drivers begin together."""
-    left_s = at_s - time.monotonic()
-    if left_s > 0:
-        time.sleep(left_s)
-    begin = time.monotonic()
+def timed(start: Start, action: Callable[[], float]) -> Spell:
+    """Does `action` once everything is prepared here and in all drivers that work together."""
+    begin = start()
     amount = action()
     return Spell(begin, time.monotonic(), amount)
 
@@ -54,7 +53,7 @@ def _buffer(size: int) -> memoryview:
 
 
 def write(
-    *, at: float, path: str, size: int, seed: int, record: int, fsync: bool, fresh: bool
+    *, start: Start, path: str, size: int, seed: int, record: int, fsync: bool, fresh: bool
 ) -> Spell:
     """Writes a file from its beginning, and closes it.  `fresh`: it is not there yet."""
     block_of(seed)
@@ -72,10 +71,10 @@ def write(
             os.close(file)
         return size
 
-    return _timed(at, run)
+    return timed(start, run)
 
 
-def read(*, at: float, path: str, size: int, record: int) -> Spell:
+def read(*, start: Start, path: str, size: int, record: int) -> Spell:
     """Reads a file from its beginning to its end."""
     into = [_buffer(record)]
 
@@ -90,10 +89,10 @@ def read(*, at: float, path: str, size: int, record: int) -> Spell:
         _whole(done, size)
         return done
 
-    return _timed(at, run)
+    return timed(start, run)
 
 
-def random_read(*, at: float, path: str, size: int, record: int, count: int, seed: int) -> Spell:
+def random_read(*, start: Start, path: str, size: int, record: int, count: int, seed: int) -> Spell:
     """Reads aligned records at random places."""
     offsets = places_of(size, record, count, seed)
     into = [_buffer(record)]
@@ -107,11 +106,11 @@ def random_read(*, at: float, path: str, size: int, record: int, count: int, see
             os.close(file)
         return count
 
-    return _timed(at, run)
+    return timed(start, run)
 
 
 def random_write(
-    *, at: float, path: str, size: int, record: int, count: int, seed: int, sync_each: int
+    *, start: Start, path: str, size: int, record: int, count: int, seed: int, sync_each: int
 ) -> Spell:
     """Overwrites aligned records at random places, with an fsync after each `sync_each`."""
     offsets = places_of(size, record, count, seed)
@@ -128,10 +127,10 @@ def random_write(
             os.close(file)
         return count
 
-    return _timed(at, run)
+    return timed(start, run)
 
 
-def create(*, at: float, folder: str, first: int, count: int, size: int, seed: int) -> Spell:
+def create(*, start: Start, folder: str, first: int, count: int, size: int, seed: int) -> Spell:
     """Creates, writes and closes small files."""
     names, data = _names(folder, first, count), bytes(piece(seed, 0, size))
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
@@ -143,10 +142,10 @@ def create(*, at: float, folder: str, first: int, count: int, size: int, seed: i
             os.close(file)
         return count
 
-    return _timed(at, run)
+    return timed(start, run)
 
 
-def read_small(*, at: float, folder: str, first: int, count: int, size: int) -> Spell:
+def read_small(*, start: Start, folder: str, first: int, count: int, size: int) -> Spell:
     """Opens, reads and closes small files."""
     names, into = _names(folder, first, count), [_buffer(size)]
 
@@ -157,35 +156,35 @@ def read_small(*, at: float, folder: str, first: int, count: int, size: int) -> 
             os.close(file)
         return count
 
-    return _timed(at, run)
+    return timed(start, run)
 
 
-def stat(*, at: float, folder: str, count: int) -> Spell:
+def stat(*, start: Start, folder: str, count: int) -> Spell:
     """Asks for the attributes of each file by name."""
-    return _for_each(at, os.stat, _names(folder, 0, count))
+    return _for_each(start, os.stat, _names(folder, 0, count))
 
 
-def open_close(*, at: float, folder: str, count: int) -> Spell:
+def open_close(*, start: Start, folder: str, count: int) -> Spell:
     """Opens and closes each file."""
     return _for_each(
-        at, lambda name: os.close(os.open(name, os.O_RDONLY)), _names(folder, 0, count)
+        start, lambda name: os.close(os.open(name, os.O_RDONLY)), _names(folder, 0, count)
     )
 
 
-def unlink(*, at: float, folder: str, count: int) -> Spell:
+def unlink(*, start: Start, folder: str, count: int) -> Spell:
     """Removes each file."""
-    return _for_each(at, os.unlink, _names(folder, 0, count))
+    return _for_each(start, os.unlink, _names(folder, 0, count))
 
 
-def rename(*, at: float, folder: str, count: int, back: bool) -> Spell:
+def rename(*, start: Start, folder: str, count: int, back: bool) -> Spell:
     """Gives each file another name in its folder; `back` gives it its own again."""
     pairs = [(name, name + b".new") for name in _names(folder, 0, count)]
     if back:
         pairs = [(new, old) for old, new in pairs]
-    return _for_each(at, lambda pair: os.rename(*pair), pairs)
+    return _for_each(start, lambda pair: os.rename(*pair), pairs)
 
 
-def list_long(*, at: float, folder: str, count: int) -> Spell:
+def list_long(*, start: Start, folder: str, count: int) -> Spell:
     """`ls -l` of a folder."""
 
     def run() -> float:
@@ -193,10 +192,10 @@ def list_long(*, at: float, folder: str, count: int) -> Spell:
         _command(["ls", "-l", folder], env=environment)
         return count
 
-    return _timed(at, run)
+    return timed(start, run)
 
 
-def untar(*, at: float, archive: str, folder: str, count: int) -> Spell:
+def untar(*, start: Start, archive: str, folder: str, count: int) -> Spell:
     """Unpacks an archive of `count` files with tar(1)."""
     os.mkdir(folder)
 
@@ -204,10 +203,10 @@ def untar(*, at: float, archive: str, folder: str, count: int) -> Spell:
         _command(["tar", "xf", archive, "-C", folder])
         return count
 
-    return _timed(at, run)
+    return timed(start, run)
 
 
-def first_request(*, at: float, path: str, offset: int) -> Spell:
+def first_request(*, start: Start, path: str, offset: int) -> Spell:
     """One open and one read of 4 KiB: what a program meets that comes after a pause."""
     into = [_buffer(4096)]
 
@@ -219,10 +218,10 @@ def first_request(*, at: float, path: str, offset: int) -> Spell:
             os.close(file)
         return 1
 
-    return _timed(at, run)
+    return timed(start, run)
 
 
-def check(*, at: float, path: str, pieces: list[tuple[int, int, int]]) -> Spell:
+def check(*, start: Start, path: str, pieces: list[tuple[int, int, int]]) -> Spell:
     """Not timed: reads (seed, offset, length) of a file and compares.  Raises OSError."""
     file = os.open(path, os.O_RDONLY)
     try:
@@ -231,10 +230,10 @@ def check(*, at: float, path: str, pieces: list[tuple[int, int, int]]) -> Spell:
                 raise OSError(f"{path} has other bytes at {offset} than were written")
     finally:
         os.close(file)
-    return Spell(at, at, len(pieces))
+    return Spell(0.0, 0.0, len(pieces))
 
 
-def drop(*, at: float, paths: list[str]) -> Spell:
+def drop(*, start: Start, paths: list[str]) -> Spell:
     """Not timed: writes out what is dirty and drops the kernel's pages of files."""
     libc = ctypes.CDLL(None)
     for number, path in enumerate(paths):
@@ -245,17 +244,17 @@ def drop(*, at: float, paths: list[str]) -> Spell:
             os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(file)
-    return Spell(at, at, len(paths))
+    return Spell(0.0, 0.0, len(paths))
 
 
-def flush(*, at: float, path: str) -> Spell:
+def flush(*, start: Start, path: str) -> Spell:
     """Not timed: makes a file durable, so that nothing of it disturbs what is measured next."""
     file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)
     finally:
         os.close(file)
-    return Spell(at, at, 0)
+    return Spell(0.0, 0.0, 0)
 
 
 def places_of(size: int, record: int, count: int, seed: int) -> list[int]:
@@ -276,7 +275,7 @@ def _names(folder: str, first: int, count: int) -> list[bytes]:
     return [os.fsencode(small_name(folder, number)) for number in range(first, first + count)]
 
 
-def _for_each(at: float, call: Callable[[Any], object], items: Iterable[Any]) -> Spell:
+def _for_each(start: Start, call: Callable[[Any], object], items: Iterable[Any]) -> Spell:
     listed = list(items)
 
     def run() -> float:
@@ -284,7 +283,7 @@ def _for_each(at: float, call: Callable[[Any], object], items: Iterable[Any]) ->
             call(item)
         return len(listed)
 
-    return _timed(at, run)
+    return timed(start, run)
 
 
 def _whole(count: int, wanted: int) -> None:

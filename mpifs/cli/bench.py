@@ -29,12 +29,10 @@ def bench(
     ],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
     html: Annotated[str | None, typer.Option(metavar="FILE", help="A page with plots.")] = None,
-    size: Annotated[
-        str | None, typer.Option(help="Bytes of the large file.  [default: 2GiB]")
-    ] = None,
-    files: Annotated[int | None, typer.Option(help="Small files.  [default: 5000]")] = None,
-    repeats: Annotated[int | None, typer.Option(help="Rounds.  [default: 3]")] = None,
-    idle: Annotated[float | None, typer.Option(help="Seconds of rest.  [default: 30]")] = None,
+    size: Annotated[str | None, typer.Option(help="Bytes of the large file. (2GiB)")] = None,
+    files: Annotated[int | None, typer.Option(help="Small files. (5000)")] = None,
+    repeats: Annotated[int | None, typer.Option(help="Rounds. (3)")] = None,
+    idle: Annotated[float | None, typer.Option(help="Seconds of rest. (30)")] = None,
     only: Annotated[
         str, typer.Option(metavar="PHASE,…", help="Only these phases, or their beginnings: read.")
     ] = "",
@@ -46,7 +44,7 @@ def bench(
         typer.Option("-o", metavar="OPT,…", help="As of mount, for a STORE that is not mounted."),
     ] = None,
     scratch: Annotated[
-        str, typer.Option(metavar="DIR", help="Where limits are measured.  [default: at the STORE]")
+        str, typer.Option(metavar="DIR", help="Where limits are measured. (at the STORE)")
     ] = "",
 ) -> None:
     """Measure a volume or any folder beside the limits of FUSE, MPI, LMDB, disk and checksum."""
