@@ -38,24 +38,22 @@ def share_of(product: float, limit: float, *, is_less_better: bool) -> float:
     return over / under if under else 0.0
 
 
-def round_get(round_trips: float, gets: float) -> float:
-    """Rate of a round trip followed by a get, from the rates of both."""
-    return 1.0 / (1.0 / round_trips + 1.0 / gets)
+def round_get(round_trips: Sequence[float], gets: Sequence[float]) -> list[float]:
+    """Rates of a round trip followed by a get, from the rates of both in each repeat."""
+    return [1.0 / (1.0 / one + 1.0 / other) for one, other in zip(round_trips, gets, strict=True)]
 
 
-def row(
-    phase: Phase, targets: Mapping[str, bool], places: Values, free_limits: Mapping[str, float]
-) -> Document:
+def row(phase: Phase, targets: Mapping[str, bool], places: Values, free_limits: Values) -> Document:
     """One phase of the document.  `targets` tells of each whether it is a volume of mpifs: the
     limits are those of volumes, other file systems just stand beside.  `places` has the values of
-    the targets, `fuse` and `disk`; `free_limits` the medians of limits without a file system."""
+    the targets, `fuse` and `disk`; `free_limits` those of limits without a file system."""
     limits: Document = {}
     for name in phase.limits:
         if name in (FUSE, DISK):
             if places.get(name):
                 limits[name] = figure(places[name])
         elif name in free_limits:
-            limits[name] = figure([free_limits[name]])
+            limits[name] = figure(free_limits[name])
     neighbours = {
         name: figure(places[name])
         for name in (FUSE, DISK)

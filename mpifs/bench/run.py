@@ -10,7 +10,6 @@ import contextlib
 import os
 import platform
 import signal
-import statistics
 import sysconfig
 import tarfile
 import tempfile
@@ -232,11 +231,11 @@ class _Run:
     # Result
 
     def _document(self, targets: list[Place], began: float, load: float) -> Document:
-        medians = {name: statistics.median(found) for name, found in self._limit_values.items()}
-        if "mpi_round" in medians and "lmdb_rate" in medians:
-            medians["round_get"] = round_get(medians["mpi_round"], medians["lmdb_rate"])
+        limits = dict(self._limit_values)
+        if "mpi_round" in limits and "lmdb_rate" in limits:
+            limits["round_get"] = round_get(limits["mpi_round"], limits["lmdb_rate"])
         names = {place.name: place.volume is not None for place in targets}
-        rows = [row(phase, names, self._values[phase.name], medians) for phase in self._phases]
+        rows = [row(phase, names, self._values[phase.name], limits) for phase in self._phases]
         plan = self._plan
         return {
             "version": 1,
@@ -267,7 +266,7 @@ class _Run:
             ],
             "phases": rows,
             "ratios": ratio_rows(rows),
-            "limits": {name: figure(found) for name, found in self._limit_values.items()},
+            "limits": {name: figure(found) for name, found in limits.items()},
         }
 
 
@@ -279,9 +278,16 @@ def _scratch_in(names: Sequence[str], scratch: str) -> str:
         path = os.path.abspath(name)
         around = volume_around(path) if os.path.isdir(path) else None
         store = os.path.realpath(path) if is_volume(path) else around.path if around else ""
-        if store and os.access(os.path.dirname(store), os.W_OK):
-            return os.path.dirname(store)
+        for folder in (os.path.dirname(store), store) if store else ():
+            if os.access(folder, os.W_OK) and os.stat(folder).st_dev == _disk_of(store):
+                return folder
     return tempfile.gettempdir()
+
+
+def _disk_of(store: str) -> int:
+    """Number of the file system on which a volume's first chunk store lies."""
+    worker = VolumeFolder(store).store(1)
+    return os.stat(worker if os.path.isdir(worker) else store).st_dev
 
 
 def _make_archive(scratch: str, plan: Plan) -> tuple[str, int]:
