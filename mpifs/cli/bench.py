@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _LINE_INTERVAL_S = 5.0
 _QUICK = "64MiB"
 _USUAL = "2GiB"
+_NAME_MAX = 18
 _WIDTH_MIN = 134  # columns of the table where nobody looks at a terminal.
 
 
@@ -161,6 +162,11 @@ def _show(document: dict[str, Any]) -> None:
         console.print(_ratio_table(document))
 
 
+def _short(name: str) -> str:
+    """A place's name as a heading: its end, where names differ."""
+    return name if len(name) <= _NAME_MAX else "…" + name[1 - _NAME_MAX :]
+
+
 def _table(document: dict[str, Any]) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
@@ -172,7 +178,7 @@ def _table(document: dict[str, Any]) -> RenderableType:
     table.add_column("what", no_wrap=True)
     table.add_column("unit", no_wrap=True)
     for name, is_volume in targets.items():
-        table.add_column(Text(name), justify="right", overflow="fold")
+        table.add_column(Text(_short(name)), justify="right", no_wrap=True)
         table.add_column("±", justify="right")
         if is_volume:
             table.add_column("share", justify="right")
@@ -206,7 +212,7 @@ def _ratio_table(document: dict[str, Any]) -> RenderableType:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("quotient")
     for name in (*names, "fuse", "disk"):
-        table.add_column(Text(title_of(name)), justify="right")
+        table.add_column(Text(_short(title_of(name))), justify="right", no_wrap=True)
     for each in document["ratios"]:
         values = {**each["targets"], **each["beside"]}
         cells = [f"{values[n]:.2f}" if n in values else "-" for n in (*names, "fuse", "disk")]
