@@ -28,6 +28,10 @@ FOLDER_PREFIX = ".mpifs-bench-"
 NAMES_EXPIRE_S = 1.1
 """By then the kernel asks a mount with FUSE's usual time-outs again (1 s)."""
 
+SETTLE_S = 5.0
+_SETTLE_LOOK_S = 0.1
+_CALM_SHARE = 0.15  # of a core, over all ranks: one tick of the clock is a tenth.
+
 
 @dataclass(slots=True)
 class Place:
@@ -72,6 +76,17 @@ class Place:
             client.call("drop_caches")
         for data in glob.glob(f"{glob.escape(self.volume.path)}/worker-*/*/{DATA_NAME}"):
             drop_file(data, self.workers)
+
+    def settle(self) -> None:
+        """Waits until what the volume does behind its users' backs (deleting what was removed) is
+        done, which shows in its processor time; but not for ever."""
+        deadline = time.monotonic() + SETTLE_S
+        while self.volume is not None and time.monotonic() < deadline:
+            before = self.processor_s()
+            time.sleep(_SETTLE_LOOK_S)
+            after = self.processor_s()
+            if before is None or after is None or after - before < _CALM_SHARE * _SETTLE_LOOK_S:
+                return
 
     def processor_s(self) -> float | None:
         """Processor time that the file system's processes have used; None if they are unknown."""

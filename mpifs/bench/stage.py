@@ -50,8 +50,13 @@ class Stage:
 
     # What phases need
 
+    def _side_by_side(self, works: list[tuple[str, dict[str, Any]]]) -> float:
+        """Timed workloads, in a place that does nothing else; amount a second."""
+        self.place.settle()
+        return rate_of(self._drivers.run(works))
+
     def _run(self, work: str, **words: Any) -> float:
-        return rate_of(self._drivers.run([(work, words)]))
+        return self._side_by_side([(work, words)])
 
     def _remove(self, *names: str) -> None:
         for name in names:
@@ -70,7 +75,7 @@ class Stage:
             words = {"path": place.path(name), "size": size, "seed": self._seed, "record": record}
             works.append(("write", {**words, "fsync": fsync, "fresh": is_fresh}))
             place.seeds[name] = self._seed
-        rate = rate_of(self._drivers.run(works)) / _MB
+        rate = self._side_by_side(works) / _MB
         for name in names:
             self._drivers.run([("flush", {"path": place.path(name)})])
             pieces = [
@@ -89,7 +94,7 @@ class Stage:
             ("read", {"path": self.place.path(name), "size": size, "record": record})
             for name in names
         ]
-        return rate_of(self._drivers.run(works)) / _MB
+        return self._side_by_side(works) / _MB
 
     def _need(self, names: Sequence[str], size: int) -> None:
         missing = [name for name in names if name not in self.place.seeds]
@@ -219,7 +224,7 @@ class Stage:
         each = plan.files // count
         words = {"folder": self._small, "count": each, "size": plan.small_bytes, "seed": 1}
         works = [("create", {**words, "first": number * each}) for number in range(count)]
-        rate = rate_of(self._drivers.run(works))
+        rate = self._side_by_side(works)
         place.small_count = each * count
         place.touch()
         return rate
