@@ -199,7 +199,8 @@ class MpiWorld:
 
     def close(self) -> None:
         """Sends the ranks home and waits until they have gone."""
-        self._lines.close()
+        with contextlib.suppress(OSError):  # what they did not take any more is still buffered.
+            self._lines.close()
         self._connection.close()
         self._finish()
 
