@@ -129,13 +129,15 @@ def _kib(pid: int, field_name: str) -> int:
 
 @contextlib.contextmanager
 def folder_in(where: str) -> Iterator[str]:
-    """A new folder, removed with all its content at the end.  Raises OSError."""
-    path = tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=where)
+    """A new folder, removed with all its content at the end.  Raises OSError.
+
+    While something is mounted below it nothing is removed: what lies there is somebody's data.
+    """
+    path = os.path.realpath(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=where))
     try:
         yield path
     finally:
-        shutil.rmtree(path, ignore_errors=True)
-        if os.path.lexists(path):
+        if not any(mount.mountpoint.startswith(path + "/") for mount in mounts()):
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -7,6 +7,7 @@ another one; so what else goes on on the machine meets all of them.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import platform
 import signal
@@ -29,14 +30,15 @@ from mpifs.bench.processes import Drivers, Mark, MpiWorld, NullMount
 from mpifs.bench.report import Document, figure, ratio_rows, round_get, row
 from mpifs.bench.stage import Stage, rest
 from mpifs.core.checksum import name_of
-from mpifs.core.errors import InUseError
+from mpifs.core.errors import InUseError, PosixError
+from mpifs.core.limits import BENCH_BUSY_S, UNMOUNT_RETRY_S
 from mpifs.core.types import ChecksumKind
 from mpifs.fuse.options import MountOptions
 from mpifs.job import assemble_mount, stop
 from mpifs.job import config as job_config
 from mpifs.job.folder import VolumeFolder, is_volume
 from mpifs.job.make import Geometry
-from mpifs.job.mounts import mounts_of
+from mpifs.job.mounts import mount_at, mounts_of
 from mpifs.job.options import parse_options
 
 Tell = Callable[[str, int, int], None]
@@ -138,8 +140,8 @@ class _Run:
         request = assemble_mount.MountRequest(
             volume.path, mountpoint, options, [], "", "auto", Geometry()
         )
+        self._stack.callback(_unmount, mountpoint)
         assemble_mount.mount(request, foreground=False)
-        self._stack.callback(stop.unmount, mountpoint)
         return mountpoint
 
     def _learn(self, place: Place, volume: VolumeFolder) -> None:
@@ -268,6 +270,18 @@ class _Run:
             "ratios": ratio_rows(rows),
             "limits": {name: figure(found) for name, found in limits.items()},
         }
+
+
+def _unmount(mountpoint: str) -> None:
+    """Ends a mount of the run's own.  Raises PosixError(EBUSY) if a stranger stays in it."""
+    deadline = time.monotonic() + BENCH_BUSY_S
+    while (mount := mount_at(mountpoint)) is not None and mount.is_ours:
+        try:
+            stop.unmount(mountpoint)
+        except PosixError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(UNMOUNT_RETRY_S)
 
 
 def _scratch_in(names: Sequence[str], scratch: str) -> str:

@@ -113,6 +113,32 @@ def test_an_interrupted_run_leaves_nothing(home: Path):
     assert_nothing_left(home)
 
 
+@pytest.mark.limit(60)
+def test_a_mount_that_a_stranger_keeps_busy_loses_nothing(home: Path):
+    mnt = home / "mnt"
+    mnt.mkdir()
+    mpifs(home, "mount", home / "vol", mnt, "-w", "1")
+    (mnt / "own").write_bytes(b"mine")
+    mpifs(home, "umount", mnt)
+    words = [home / "vol", "--quick", "--size", "8MiB", "--files", "8", "--only", "stat"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mpifs", "bench", *words],
+        env={**os.environ, TOKEN: str(home)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    poll(lambda: list(home.glob(".mpifs-bench-*/mnt-*/own")), 40, "the volume is mounted")
+    (own,) = home.glob(".mpifs-bench-*/mnt-*/own")
+    with open(own, "rb"):
+        _, said = process.communicate(timeout=50)
+    assert process.returncode == 1
+    assert b"is in use by process" in said
+    assert own.read_bytes() == b"mine"
+    mpifs(home, "umount", own.parent)
+    poll(lambda: not processes_of(home), 20, "the volume's processes end")
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
