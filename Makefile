@@ -17,7 +17,7 @@ run: setup
 	@$(BIN)/python tools/demo.py
 
 test: setup
-	@$(BIN)/python -m pytest -q -n 2 --dist worksteal </dev/null
+	@$(BIN)/python -m pytest -q -n 3 --dist worksteal </dev/null
 	@echo "make test: all tests passed"
 
 check: setup
@@ -32,7 +32,7 @@ soak: setup
 
 # Every kind of damage alone, many mixtures, repairs killed at each step: about an hour.
 faults: setup
-	@MPIFS_FAULTS=long $(BIN)/python -m pytest -q -n 2 --dist worksteal tests/faults </dev/null
+	@MPIFS_FAULTS=long $(BIN)/python -m pytest -q -n 2 --dist worksteal tests/faults tests/mount/test_volume_limits.py </dev/null
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

@@ -13,7 +13,7 @@ from collections import Counter
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
-from mpifs.cli.progress import LINE_INTERVAL_S, SHOW_AFTER_S, human_size
+from mpifs.cli.progress import LINE_INTERVAL_S, SHOW_AFTER_S, human_size, make_bar
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -188,7 +188,7 @@ class FsckReport:
 
     def _show_bar(self) -> None:
         if self._bar is None:
-            self._bar = _make_bar()
+            self._bar = make_bar("starting", "{task.fields[found]} findings", found=0)
             self._bar.start()
         figures = self._figures
         self._bar.update(
@@ -221,28 +221,3 @@ def _one_line(text: str) -> str:
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
     )
-
-
-def _make_bar() -> RichProgress:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[found]} findings"),
-        console=Console(stderr=True),
-        transient=True,
-    )
-    bar.add_task("starting", total=None, found=0)
-    return bar

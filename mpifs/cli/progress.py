@@ -150,7 +150,12 @@ class Progress:
 
     def _show_bar(self) -> None:
         if self._bar is None:
-            self._bar = self._make_bar()
+            self._bar = make_bar(
+                self.command,
+                "{task.fields[files]} files",
+                shows_bytes=self._shows_bytes,
+                files=0,
+            )
             self._bar.start()
         done = self.bytes if self._shows_bytes else self.files
         total = None
@@ -159,24 +164,27 @@ class Progress:
         task = self._bar.task_ids[0]
         self._bar.update(task, completed=done, total=total, files=self.files)
 
-    def _make_bar(self) -> RichProgress:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            TextColumn,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
-        from rich.progress import Progress as Bar
 
-        columns = [TextColumn("{task.description}"), BarColumn()]
-        if self._shows_bytes:
-            columns += [DownloadColumn(binary_units=True), TransferSpeedColumn()]
-        columns += [TextColumn("{task.fields[files]} files"), TimeRemainingColumn()]
-        bar = Bar(*columns, console=Console(stderr=True), transient=True)
-        bar.add_task(self.command, total=None, files=0)
-        return bar
+def make_bar(title: str, count: str, *, shows_bytes: bool = True, **fields: Any) -> RichProgress:
+    """A bar on stderr that goes when it is stopped, with one task; `count` is a text for what is
+    counted beside bytes, in terms of `fields`, which an update may change."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+    from rich.progress import Progress as Bar
+
+    columns = [TextColumn("{task.description}"), BarColumn()]
+    if shows_bytes:
+        columns += [DownloadColumn(binary_units=True), TransferSpeedColumn()]
+    columns += [TextColumn(count), TimeRemainingColumn()]
+    bar = Bar(*columns, console=Console(stderr=True), transient=True)
+    bar.add_task(title, total=None, **fields)
+    return bar
 
 
 def print_json(document: object) -> None:

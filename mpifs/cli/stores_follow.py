@@ -86,21 +86,9 @@ class _Shown:
 
     def _show_bar(self) -> None:
         if self._bar is None:
-            from rich.console import Console
-            from rich.progress import (
-                BarColumn,
-                DownloadColumn,
-                Progress,
-                TextColumn,
-                TimeRemainingColumn,
-                TransferSpeedColumn,
-            )
+            from mpifs.cli.progress import make_bar
 
-            columns = [TextColumn("{task.description}"), BarColumn()]
-            columns += [DownloadColumn(binary_units=True), TransferSpeedColumn()]
-            columns += [TimeRemainingColumn()]
-            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
-            self._bar.add_task(self._goal, total=None)
+            self._bar = make_bar(self._goal, "")
             self._bar.start()
         task = self._bar.task_ids[0]
         self._bar.update(task, completed=self._done, total=self._total or None)

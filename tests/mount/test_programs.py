@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import sysconfig
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -336,7 +337,8 @@ def test_editors_way_of_saving(here: Path) -> None:
         """libfuse knows files by path: an open on its way while the name is replaced fails with
         ESTALE (the kernel then looks again, once), with libfuse 2 with ENOENT.  The README says so.
         """
-        for _ in range(5):
+        deadline = time.monotonic() + 2
+        while time.monotonic() < deadline:
             try:
                 return path.read_bytes()
             except OSError as error:
