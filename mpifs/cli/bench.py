@@ -12,11 +12,10 @@ import typer
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rich.status import Status
+    from rich.progress import Progress
 
     from mpifs.bench.plan import Plan
 
-_LINE_INTERVAL_S = 5.0
 _QUICK = "64MiB"
 _USUAL = "2GiB"
 _NAME_MAX = 18
@@ -111,33 +110,36 @@ def _plan(
 
 
 class _Progress:
-    """What comes next, on stderr: a line that changes on a terminal, one now and then elsewhere."""
+    """What comes next, on stderr: a bar on a terminal, a line now and then elsewhere."""
 
     def __init__(self) -> None:
-        self._status: Status | None = None
+        self._bar: Progress | None = None
         self._said_s = time.monotonic()
 
     def __enter__(self) -> _Progress:
         if sys.stderr.isatty():
-            from rich.console import Console
+            from mpifs.cli.progress import make_bar
 
-            self._status = Console(stderr=True).status("preparing")
-            self._status.start()
+            self._bar = make_bar("bench", "{task.fields[what]}", shows_bytes=False, what="")
+            self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._status is not None:
-            self._status.stop()
+        if self._bar is not None:
+            self._bar.stop()
 
     def tell(self, what: str, number: int, count: int) -> None:
         """See run.Tell."""
         from rich.markup import escape
 
-        text = f"{number + 1}/{count} {what}" if count else what
-        if self._status is not None:
-            self._status.update(escape(text))
-        elif time.monotonic() - self._said_s >= _LINE_INTERVAL_S:
+        from mpifs.cli.progress import LINE_INTERVAL_S
+
+        if self._bar is not None:
+            task = self._bar.task_ids[0]
+            self._bar.update(task, completed=number, total=count or None, what=escape(what))
+        elif time.monotonic() - self._said_s >= LINE_INTERVAL_S:
             self._said_s = time.monotonic()
+            text = f"{number + 1}/{count} {what}" if count else what
             sys.stderr.write(f"mpifs bench: {text}\n")
 
 
