@@ -19,7 +19,7 @@ from mpifs import __version__
 
 COMMANDS = (
     "mkfs", "mount", "umount", "status", "fsck", "scrub", "add", "drain", "replace", "rebalance",
-    "layout", "put", "get", "ls", "cat", "rm", "doctor",
+    "layout", "put", "get", "ls", "cat", "rm", "bench", "doctor",
 )  # fmt: skip
 _INTERRUPTED = 130
 

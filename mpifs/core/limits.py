@@ -246,3 +246,11 @@ COPY_WORK_S = 45.0  # and the target gives up what is left after so long, to ans
 STORE_LOOK_S = 1.0  # a worker looks so often whether its store's files are still its own.
 CHECKUPS_MAX = 64  # VERIFY, INSPECT and REBUILD requests that wait for a worker's thread for them.
 PROBLEMS_MAX = 100  # problems of one file told in an INSPECT reply; the rest is only counted.
+
+# The benchmark (`mpifs bench`).
+BENCH_START_S = 60.0  # the null file system and the ranks of the MPI limit start in 1-2 s.
+BENCH_WORK_S = 1800.0  # one workload of one process: 16 GiB at 10 MiB/s.
+BENCH_END_S = 5.0  # a helper process ends at the end of its input at once; then it is killed.
+BENCH_BUSY_S = 3.0  # an indexer or a shell that looks into the run's own mount soon leaves it.
+BENCH_SIZE_MIN = 8 * MIB  # of the large file: below it there is less than a chunk per reader.
+BENCH_DRIVERS_MAX = 64  # processes that work at once; more workers than that share them.

@@ -79,6 +79,12 @@ class ChunkCache:
             for key in [key for key in self._entries if key.inode == inode]:
                 self._evict(key)
 
+    def clear(self) -> None:
+        """Drops all chunks, as `forget` does."""
+        with self._lock:
+            for key in list(self._entries):
+                self._evict(key)
+
     def _acquire(self, key: ChunkKey, ref: ChunkRef) -> tuple[_Entry, bool]:
         """The chunk's entry, and whether it was fetched for this very call."""
         with self._lock:

@@ -323,6 +323,12 @@ class Vfs:
         """sync(2): everything durable."""
         self.committer.sync()
 
+    def drop_caches(self) -> None:
+        """Makes everything durable and forgets the clean chunks: the next read comes from a store.
+        The kernel's caches are the caller's business (posix_fadvise)."""
+        self.committer.sync()
+        self.reader.cache.clear()
+
     def layout(self, path: bytes) -> dict[str, object]:
         """Where the chunks of a file lie, as `mpifs layout --json` shows it; flushes the file."""
         inode = self._names.find(path)

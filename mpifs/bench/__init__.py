@@ -1,0 +1,1 @@
+"""`mpifs bench`: the product beside the limits it lives under, measured in one run."""
