@@ -36,6 +36,8 @@ class NullVfs:
     """As much of mpifs.vfs.facade.Vfs as the workloads use.  Any thread; each change is one atomic
     operation on a dict."""
 
+    has_xattrs = False
+
     def __init__(self) -> None:
         self.on_change = None
         self._numbers = itertools.count(2)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from mpifs.core.errors import PosixError
 from mpifs.core.limits import FILE_BYTES_MAX, INDEX_REF_BYTES
-from mpifs.core.types import Stat
+from mpifs.core.types import Caller, Stat
 from mpifs.index.index import Index
 from mpifs.index.inode import Inode
 from mpifs.vfs.aliases import Name
@@ -18,7 +18,7 @@ from mpifs.vfs.committer import Committer
 from mpifs.vfs.file_data import FileData
 from mpifs.vfs.handles import FileHandle, Handles
 from mpifs.vfs.names import Names
-from mpifs.vfs.protection import check_change
+from mpifs.vfs.protection import SET_ID, check_change, drop_set_id
 from mpifs.vfs.reader import Reader
 from mpifs.vfs.writeback import WriteBack
 
@@ -82,7 +82,15 @@ class Files:
         self._names = names
         self._noatime = noatime
 
-    def open(self, inode: Inode, flags: int, alias: Name, is_new: bool = False) -> Opened:
+    def open(
+        self,
+        inode: Inode,
+        flags: int,
+        alias: Name,
+        caller: Caller | None = None,
+        *,
+        is_new: bool = False,
+    ) -> Opened:
         """Opens a regular file (or a node that the kernel lets through).
 
         Raises EISDIR; ENOENT if it was removed while this call was on its way: its data may be
@@ -101,8 +109,8 @@ class Files:
             self._handles.remove(number)
             self._index.unpin(inode)
             raise PosixError(errno.ENOENT)
-        if flags & os.O_TRUNC and not is_new and inode.size:
-            self.truncate(inode, 0, alias)
+        if flags & os.O_TRUNC and not is_new:
+            self.truncate(inode, 0, alias, caller)
         is_shared = self._names.is_shared(inode)
         return Opened(number, is_shared and bool(flags & os.O_APPEND), not is_shared)
 
@@ -122,7 +130,9 @@ class Files:
         self._index.touch(inode)
         self._committer.kick()
 
-    def write(self, handle: FileHandle, source: memoryview, offset: int) -> int:
+    def write(
+        self, handle: FileHandle, source: memoryview, offset: int, caller: Caller | None = None
+    ) -> int:
         """Returns the bytes taken.  Raises EBADF, EFBIG, ENOSPC, or the file's pending error."""
         if not handle.can_write:
             raise PosixError(errno.EBADF)
@@ -145,13 +155,17 @@ class Files:
             if handle.flags & os.O_APPEND and inode.nlink > 1:
                 offset = inode.size  # the kernel knows each name's size apart, this one's late
             self._writeback.write(data, source, offset)
+            if inode.mode & SET_ID:
+                drop_set_id(inode, caller)
             inode.mtime_ns = inode.ctime_ns = time.time_ns()
             self._index.touch(inode)
         if inode.nlink > 1:
             self._names.changed(inode, handle.alias)
         return size
 
-    def truncate(self, inode: Inode, size: int, alias: Name | None) -> None:
+    def truncate(
+        self, inode: Inode, size: int, alias: Name | None, caller: Caller | None = None
+    ) -> None:
         """Raises EINVAL, EISDIR, EFBIG."""
         if stat.S_ISDIR(inode.mode):
             raise PosixError(errno.EISDIR)
@@ -161,12 +175,20 @@ class Files:
             raise PosixError(errno.EFBIG)
         with self._writeback.locked(inode) as data:
             self._writeback.truncate(data, size)
+            drop_set_id(inode, caller)
             inode.mtime_ns = inode.ctime_ns = time.time_ns()
             self._index.touch(inode)
         self._committer.kick()
         self._names.changed(inode, alias)
 
-    def allocate(self, handle: FileHandle, mode: int, offset: int, length: int) -> None:
+    def allocate(
+        self,
+        handle: FileHandle,
+        mode: int,
+        offset: int,
+        length: int,
+        caller: Caller | None = None,
+    ) -> None:
         """fallocate(2): modes 0, KEEP_SIZE, PUNCH_HOLE and ZERO_RANGE; others EOPNOTSUPP."""
         if not handle.can_write:
             raise PosixError(errno.EBADF)
@@ -190,6 +212,7 @@ class Files:
                 self._writeback.zero(data, offset, min(end, inode.size))
             if not mode & _KEEP_SIZE and end > inode.size:
                 self._writeback.truncate(data, end)
+            drop_set_id(inode, caller)
             inode.mtime_ns = inode.ctime_ns = time.time_ns()
             self._index.touch(inode)
         self._committer.kick()
@@ -230,7 +253,13 @@ class Files:
         return size
 
     def copy_range(
-        self, source: FileHandle, offset: int, target: FileHandle, to: int, length: int
+        self,
+        source: FileHandle,
+        offset: int,
+        target: FileHandle,
+        to: int,
+        length: int,
+        caller: Caller | None = None,
     ) -> int:
         """copy_file_range(2) by way of memory, at most one chunk a call."""
         length = min(length, source.inode.size - offset, source.inode.chunk_size)
@@ -240,7 +269,7 @@ class Files:
             raise PosixError(errno.EINVAL)
         buffer = memoryview(bytearray(length))
         count = self.read(source, buffer, offset)
-        return self.write(target, buffer[:count], to) if count else 0
+        return self.write(target, buffer[:count], to, caller) if count else 0
 
     def flush(self, handle: FileHandle) -> None:
         """close(2): the data is on its way within the commit interval; remembered errors now."""
