@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 from mpifs.core.types import Caller
@@ -138,9 +139,17 @@ class Request:
         """Answers past the library: -errno, or with the first `result` bytes of the `room`."""
         size = _OUT.size + max(0, result)
         _OUT.pack_into(self._answer, 0, size, min(0, result), self.unique)
+        with memoryview(self._answer)[:size] as whole:
+            self._send((whole,))
+
+    def answer_from(self, data: memoryview) -> None:
+        """Answers past the library with bytes that lie elsewhere."""
+        head = _OUT.pack(_OUT.size + len(data), 0, self.unique)
+        self._send((head, data))
+
+    def _send(self, parts: Sequence[bytes | memoryview]) -> None:
         try:
-            with memoryview(self._answer)[:size] as whole:
-                os.write(self._device, whole)
+            os.writev(self._device, parts)
         except OSError as error:  # ENOENT: the asker was killed; else the mount is at its end
             if error.errno not in (errno.ENOENT, errno.ENODEV):
                 log.error("an answer was not taken: %s", error)

@@ -32,6 +32,29 @@ class _Entry:
         self.is_own = True
 
 
+class Lent:
+    """A chunk's payload in the cache's own memory; it stays there until `close`, or the end of the
+    `with` block."""
+
+    __slots__ = ("_cache", "_entry", "payload")
+
+    def __init__(self, cache: ChunkCache, entry: _Entry, payload: memoryview) -> None:
+        self._cache = cache
+        self._entry = entry
+        self.payload = payload
+        """Of the whole chunk, or the part that was asked for."""
+
+    def __enter__(self) -> Lent:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Once."""
+        self._cache.release(self._entry)
+
+
 class ChunkCache:
     """Bounded by `bytes_max`; least recently used chunks leave first.  Any thread may call.
 
@@ -56,22 +79,25 @@ class ChunkCache:
         Raises what the fetch raises; a failed chunk is not kept.
         Requires: start + len(into) <= ref.length.
         """
+        with self.lend(key, ref) as lent:
+            into[:] = lent.payload[start : start + len(into)]
+
+    def lend(self, key: ChunkKey, ref: ChunkRef) -> Lent:
+        """The payload itself, fetched when it is not here; close it soon.  Raises as `copy`."""
         entry, is_mine = self._acquire(key, ref)
         if entry.error is not None and not is_mine:
             # Another reader's fetch: it may have known only where the chunk was before it moved.
-            self._release(entry)
+            self.release(entry)
             entry, _ = self._acquire(key, ref)
-        try:
-            if entry.payload is None:
-                raise entry.error or MpifsError(f"chunk {key} was not fetched in time")
-            into[:] = entry.payload[start : start + len(into)]
-        finally:
-            self._release(entry)
+        if entry.payload is None:
+            self.release(entry)
+            raise entry.error or MpifsError(f"chunk {key} was not fetched in time")
+        return Lent(self, entry, entry.payload)
 
     def prefetch(self, key: ChunkKey, ref: ChunkRef) -> None:
         """Fetches a chunk if it is not here; errors are left to the real read."""
         if key not in self._entries:
-            self._release(self._acquire(key, ref)[0])
+            self.release(self._acquire(key, ref)[0])
 
     def forget(self, inode: int) -> None:
         """Drops the chunks of an inode (its caches are dropped for a cold measurement)."""
@@ -116,7 +142,8 @@ class ChunkCache:
             mine.ready.set()
         return mine, True
 
-    def _release(self, entry: _Entry) -> None:
+    def release(self, entry: _Entry) -> None:
+        """One user less."""
         with self._lock:
             entry.users -= 1
             if entry.users < 0:

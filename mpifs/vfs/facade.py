@@ -19,6 +19,7 @@ from mpifs.data.scatter import Scatter
 from mpifs.index.index import Index
 from mpifs.index.inode import Inode
 from mpifs.vfs import protection
+from mpifs.vfs.cache import Lent
 from mpifs.vfs.committer import Committer
 from mpifs.vfs.directories import Directories
 from mpifs.vfs.files import Files, Opened, stat_of
@@ -216,6 +217,10 @@ class Vfs:
     def read(self, fh: int, into: memoryview, offset: int) -> int:
         """pread(2) into a buffer; returns the bytes read."""
         return self.files.read(self._handles.file(fh), into, offset)
+
+    def lend(self, fh: int, size: int, offset: int) -> Lent | None:
+        """pread(2) without a copy, if the bytes lie together in memory; None: `read` them."""
+        return self.files.lend(self._handles.file(fh), size, offset)
 
     def write(self, fh: int, data: memoryview, offset: int, caller: Caller | None = None) -> int:
         """pwrite(2); returns the bytes taken."""

@@ -14,6 +14,7 @@ from mpifs.core.types import Caller, Stat
 from mpifs.index.index import Index
 from mpifs.index.inode import Inode
 from mpifs.vfs.aliases import Name
+from mpifs.vfs.cache import Lent
 from mpifs.vfs.committer import Committer
 from mpifs.vfs.file_data import FileData
 from mpifs.vfs.handles import FileHandle, Handles
@@ -116,19 +117,26 @@ class Files:
 
     def read(self, handle: FileHandle, into: memoryview, offset: int) -> int:
         """Returns the bytes read."""
-        inode = handle.inode
         count = self._reader.read(handle, into, offset)
-        if not self._noatime:
-            atime = inode.atime_ns
-            is_older = atime <= inode.mtime_ns or atime <= inode.ctime_ns
-            if is_older or time.time_ns() - atime > _DAY_NS:
-                self._touch_atime(inode)
+        self._touch_atime(handle.inode)
         return count
 
+    def lend(self, handle: FileHandle, size: int, offset: int) -> Lent | None:
+        """As `read`, without a copy, if the bytes lie together; see Reader.lend."""
+        lent = self._reader.lend(handle, size, offset)
+        if lent is not None:
+            self._touch_atime(handle.inode)
+        return lent
+
     def _touch_atime(self, inode: Inode) -> None:
-        inode.atime_ns = time.time_ns()
-        self._index.touch(inode)
-        self._committer.kick()
+        """As mount(8) has it for relatime."""
+        if self._noatime:
+            return
+        atime, now = inode.atime_ns, time.time_ns()
+        if atime <= inode.mtime_ns or atime <= inode.ctime_ns or now - atime > _DAY_NS:
+            inode.atime_ns = now
+            self._index.touch(inode)
+            self._committer.kick()
 
     def write(
         self, handle: FileHandle, source: memoryview, offset: int, caller: Caller | None = None

@@ -18,7 +18,7 @@ from mpifs.core.limits import (
 from mpifs.core.types import ChunkKey, ChunkRef
 from mpifs.index.index import Index
 from mpifs.index.inode import Inode
-from mpifs.vfs.cache import ChunkCache
+from mpifs.vfs.cache import ChunkCache, Lent
 from mpifs.vfs.chunk_buffer import ChunkBuffer
 from mpifs.vfs.file_data import FileData
 from mpifs.vfs.handles import FileHandle
@@ -67,6 +67,30 @@ class Reader:
             self._read_extent(inode, extent.chunk, extent.start, part)
         self._read_ahead(handle, offset, length, size)
         return length
+
+    def lend(self, handle: FileHandle, size: int, offset: int) -> Lent | None:
+        """What a read of `size` bytes gives, where it lies in the cache; close it soon.
+
+        None if it is not the stored bytes of one chunk, or they cannot be had: then `read` it.
+        """
+        inode = handle.inode
+        length = min(size, inode.size - offset)
+        chunk, start = divmod(offset, inode.chunk_size)
+        data = inode.data
+        if isinstance(data, FileData) and data.has_unwritten:
+            return None
+        if length <= 0 or start + length > inode.chunk_size:
+            return None
+        try:
+            ref = self._index.ref(inode, chunk)
+            if ref is None or start + length > ref.length:
+                return None
+            lent = self.cache.lend(ChunkKey(inode.ino, chunk, ref.generation), ref)
+        except OSError:
+            return None  # rewritten or moved meanwhile, perhaps: `read` looks again
+        lent.payload = lent.payload[start : start + length]
+        self._read_ahead(handle, offset, length, inode.size)
+        return lent
 
     def _read_extent(self, inode: Inode, chunk: int, start: int, into: memoryview) -> None:
         data = inode.data
