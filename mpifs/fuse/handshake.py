@@ -1,6 +1,6 @@
 """What is agreed with the kernel at INIT beyond what the library knows.
 
-HANDLE_KILLPRIV_V2 (Linux 5.12; libfuse does not know it): the file system itself takes set-id bits
+HANDLE_KILLPRIV_V2 (Linux 5.12; libfuse 3.14 does not know it): the file system takes set-id bits
 off a file that somebody without CAP_FSETID writes or truncates.  Then the kernel remembers of an
 inode that it has no `security.capability`, instead of asking before each write.
 Numbers: include/uapi/linux/fuse.h, struct fuse_init_in and fuse_init_out.
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import struct
 
-INIT = 26
 HANDLE_KILLPRIV_V2 = 1 << 28
 _MAJOR = 7
 _IN_FLAGS_AT = 40 + 12  # behind fuse_in_header: major, minor, max_readahead, flags
