@@ -33,8 +33,8 @@ _FH = struct.Struct("=Q")
 _WRITE_OUT = struct.Struct("=2I")
 _WRITE_DATA_AT = HEADER_BYTES + 40
 _NAME_AT = HEADER_BYTES + 8
-_LENT_BYTES = 64 * 1024
-"""From here on a copy costs more than lending."""
+_LENT_BYTES = 128 * 1024
+"""From here on whole chunks are fetched anyway, and a copy costs more than lending."""
 _REFUSED = b"system."
 _PRIVILEGED = b"security."
 

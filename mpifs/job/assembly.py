@@ -15,6 +15,7 @@ from mpifs.core.limits import (
 )
 from mpifs.core.types import ChunkKey, ChunkRef
 from mpifs.data.gather import Gather
+from mpifs.data.parts import Parts
 from mpifs.data.reclaim import Reclaim
 from mpifs.data.scatter import Scatter
 from mpifs.data.space import Space
@@ -73,7 +74,8 @@ def build_vfs(
     space = Space(stores.free, {} if index.geometry.capacity_bytes else stores.disk_of)
     scatter = Scatter(endpoint, client, stores.rank_of, kind, space.told)
     gather = Gather(client, stores, kind, found_damage)
-    cache = ChunkCache(gather.fetch, options.cache_bytes_max)
+    parts = Parts(client, stores, kind, found_damage)
+    cache = ChunkCache(gather.fetch, parts.read, options.cache_bytes_max)
     ahead = min(READAHEAD_BYTES_MAX, options.cache_bytes_max // 8)
     reader = Reader(index, cache, READAHEAD_THREADS, ahead)
     committer = Committer(

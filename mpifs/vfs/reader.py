@@ -11,6 +11,7 @@ from mpifs.core.errors import ChunkMissingError, DamageError
 from mpifs.core.layout import extents
 from mpifs.core.limits import (
     IDLE_LOOK_S,
+    PART_READ_BYTES_MAX,
     READ_TRIES,
     READAHEAD_CHUNKS_MAX,
     READAHEAD_QUEUE_MAX,
@@ -27,6 +28,12 @@ from mpifs.vfs.handles import FileHandle
 def copy_zeros(into: memoryview) -> None:
     """Fills with zeros."""
     into[:] = bytes(len(into))
+
+
+def _is_near(handle: FileHandle, offset: int) -> bool:
+    """Whether a read begins at most a chunk away from where the last one ended: the reader goes
+    on, or will want the rest of the chunk soon.  A handle begins at offset 0."""
+    return abs(offset - handle.read_end) <= handle.inode.chunk_size
 
 
 class Reader:
@@ -62,9 +69,10 @@ class Reader:
         if length <= 0:
             return 0
         chunk_size = inode.chunk_size
+        is_part = length <= PART_READ_BYTES_MAX and not _is_near(handle, offset)
         for extent in extents(offset, length, chunk_size):
             part = into[extent.position : extent.position + extent.length]
-            self._read_extent(inode, extent.chunk, extent.start, part)
+            self._read_extent(inode, extent.chunk, extent.start, part, is_part)
         self._read_ahead(handle, offset, length, size)
         return length
 
@@ -92,7 +100,9 @@ class Reader:
         self._read_ahead(handle, offset, length, inode.size)
         return lent
 
-    def _read_extent(self, inode: Inode, chunk: int, start: int, into: memoryview) -> None:
+    def _read_extent(
+        self, inode: Inode, chunk: int, start: int, into: memoryview, is_part: bool
+    ) -> None:
         data = inode.data
         if isinstance(data, FileData) and data.has_unwritten:
             with data.lock:
@@ -106,7 +116,7 @@ class Reader:
                 copy_zeros(into)
                 return
             try:
-                self._copy_stored(inode.ino, chunk, ref, start, into)
+                self._copy_stored(inode.ino, chunk, ref, start, into, is_part)
                 return
             except (ChunkMissingError, DamageError):
                 newer = self._index.ref(inode, chunk)
@@ -148,22 +158,28 @@ class Reader:
         buffer.fill(base)
 
     def _copy_stored(
-        self, ino: int, chunk: int, ref: ChunkRef, start: int, into: memoryview
+        self,
+        ino: int,
+        chunk: int,
+        ref: ChunkRef,
+        start: int,
+        into: memoryview,
+        is_part: bool = False,
     ) -> None:
         stored = min(len(into), max(0, ref.length - start))
         if stored:
             key = ChunkKey(ino, chunk, ref.generation)
-            self.cache.copy(key, ref, start, into[:stored])
+            copy = self.cache.copy_part if is_part else self.cache.copy
+            copy(key, ref, start, into[:stored])
         if stored < len(into):
             copy_zeros(into[stored:])
 
     def _read_ahead(self, handle: FileHandle, offset: int, length: int, size: int) -> None:
         """Asks for the next chunks once a reader has read on where it left off, twice."""
         end = offset + length
-        gap = offset - handle.read_end
-        if -handle.inode.chunk_size <= gap <= handle.inode.chunk_size and end > handle.read_end:
+        if _is_near(handle, offset) and end > handle.read_end:
             handle.read_streak += 1
-        elif gap:
+        elif offset != handle.read_end:
             handle.read_streak = 0
             handle.ahead = 0
         handle.read_end = end
