@@ -73,6 +73,8 @@ class Kind(IntEnum):
     GET_PART = 39
     """GetPart → blocks of a chunk in the body; their chunk's table of sums in the arguments, if it
     was asked for."""
+    GET_MANY = 40
+    """Chunk keys → the images of those that are there, in the body, as PUT has them."""
 
 
 def tag_of(kind: Kind) -> int:

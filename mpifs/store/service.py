@@ -120,6 +120,7 @@ class StoreService:
             Kind.PUT: self._put,
             Kind.GET: reads.get,
             Kind.GET_PART: reads.get_part,
+            Kind.GET_MANY: reads.get_many,
             Kind.DELETE: self._delete,
             Kind.LIST: reads.list,
             Kind.VERIFY: partial(checkup.submit, checkup.verify),

@@ -138,6 +138,24 @@ class ChunkCache:
         else:
             self.copy(key, ref, start, into)
 
+    def __contains__(self, key: ChunkKey) -> bool:
+        """Whether the chunk is here or being fetched."""
+        return key in self._entries
+
+    def put(self, key: ChunkKey, payload: memoryview) -> None:
+        """Copies in what was fetched, and verified, otherwise; nothing if it is here already."""
+        end = IMAGE_HEADER_BYTES + len(payload)
+        entry = _Entry(self._pool.take(len(payload)))
+        entry.buffer[IMAGE_HEADER_BYTES:end] = payload
+        entry.payload = memoryview(entry.buffer)[IMAGE_HEADER_BYTES:end]
+        entry.users = 0
+        entry.ready.set()
+        with self._lock:
+            if key not in self._entries:
+                self._entries[key] = entry
+                self.bytes_used += len(entry.buffer)
+                self._shrink(key)
+
     def prefetch(self, key: ChunkKey, ref: ChunkRef) -> None:
         """Fetches a chunk if it is not here; errors are left to the real read."""
         if key not in self._entries:

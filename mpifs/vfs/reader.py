@@ -15,6 +15,7 @@ from mpifs.core.limits import (
     READ_TRIES,
     READAHEAD_CHUNKS_MAX,
     READAHEAD_QUEUE_MAX,
+    SMALL_FILE_BYTES_MAX,
 )
 from mpifs.core.types import ChunkKey, ChunkRef
 from mpifs.index.index import Index
@@ -23,6 +24,7 @@ from mpifs.vfs.cache import ChunkCache, Lent
 from mpifs.vfs.chunk_buffer import ChunkBuffer
 from mpifs.vfs.file_data import FileData
 from mpifs.vfs.handles import FileHandle
+from mpifs.vfs.small_ahead import SmallAhead
 
 
 def copy_zeros(into: memoryview) -> None:
@@ -39,7 +41,15 @@ def _is_near(handle: FileHandle, offset: int) -> bool:
 class Reader:
     """Reads of any file; any thread.  Takes FileData.lock only to copy from dirty buffers."""
 
-    def __init__(self, index: Index, cache: ChunkCache, threads: int, ahead_bytes: int) -> None:
+    def __init__(
+        self,
+        index: Index,
+        cache: ChunkCache,
+        small_ahead: SmallAhead,
+        threads: int,
+        ahead_bytes: int,
+    ) -> None:
+        self._small_ahead = small_ahead
         self._ahead_bytes = ahead_bytes
         self._index = index
         self.cache = cache
@@ -55,6 +65,7 @@ class Reader:
 
     def close(self) -> None:
         """Ends the readahead threads."""
+        self._small_ahead.close()
         self._is_closing = True
         for _ in self._threads:
             self._wanted.release()
@@ -69,6 +80,8 @@ class Reader:
         if length <= 0:
             return 0
         chunk_size = inode.chunk_size
+        if size <= SMALL_FILE_BYTES_MAX and not offset:
+            self._small_ahead.note(handle)
         is_part = length <= PART_READ_BYTES_MAX and not _is_near(handle, offset)
         for extent in extents(offset, length, chunk_size):
             part = into[extent.position : extent.position + extent.length]
