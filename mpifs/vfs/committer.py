@@ -165,7 +165,7 @@ class Committer:
                 while not all(buffer.is_done for buffer in flying):
                     if time.monotonic() > deadline:
                         raise MpifsError("workers do not take the data on its way to them")
-                    data.idle.wait(SETTLE_LOOK_S)
+                    data.await_idle(SETTLE_LOOK_S)
         self.commit()
 
     def claim_room(self, size: int, *, is_growth: bool = True) -> None:
