@@ -70,12 +70,17 @@ class Place:
     def drop_own_caches(self) -> None:
         """What the file system itself keeps, as far as mpifs knows how; the kernel's pages of the
         place's own files are dropped by the workload `drop`."""
+        self.drop_chunks()
         if self.volume is None:
             return
-        with ControlClient(self.volume.socket) as client:
-            client.call("drop_caches")
         for data in glob.glob(f"{glob.escape(self.volume.path)}/worker-*/*/{DATA_NAME}"):
             drop_file(data, self.workers)
+
+    def drop_chunks(self) -> None:
+        """The chunks that rank 0 keeps; not what the kernel has of the stores' files."""
+        if self.volume is not None:
+            with ControlClient(self.volume.socket) as client:
+                client.call("drop_caches")
 
     def settle(self) -> None:
         """Waits until what the volume does behind its users' backs (deleting what was removed) is

@@ -100,7 +100,7 @@ def _plan(
         files=files if files is not None else 400 if quick else 5000,
         repeats=repeats if repeats is not None else 1 if quick else 3,
         idle_s=idle if idle is not None else 2.0 if quick else 30.0,
-        random_reads=200 if quick else 2000,
+        random_reads=400 if quick else 8000,
         random_writes=100 if quick else 500,
         round_trips=1000 if quick else 5000,
         is_quick=quick,

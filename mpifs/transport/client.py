@@ -103,16 +103,17 @@ class Client:
         header = Header(
             kind, 0, self.epoch, slot.index, number, len(args), size, items, bell.address, 0
         )
+        is_inline = size <= INLINE_BYTES_MAX
+        message = encode_message(header, args, body if body and is_inline else b"")
         try:
             pending.listen()
-            is_inline = body is not None and size <= INLINE_BYTES_MAX
-            message = encode_message(header, args, body if body and is_inline else b"")
             pending.track(self.endpoint.isend(rank, tag_of(kind), message))
-            if body is not None and size > INLINE_BYTES_MAX:
+            if body is not None and not is_inline:
                 pending.track(self.endpoint.isend(rank, TAG_DATA_BASE + slot.index, body))
+            self.endpoint.ring(rank, b"")  # before the tests, which may take as long as a message.
+            pending.drop_sent()
         except MpifsError as error:
             pending.fail(error)
-        self.endpoint.ring(rank, b"")
         return pending
 
     def call(

@@ -307,16 +307,15 @@ class Server:
         """Sends a reply; any thread."""
         asked, source = request.header, request.source
         size = 0 if body is None else len(body)
-        header = asked._replace(
-            status=status, args_bytes=len(args), body_bytes=size, items=items, bell=b"", free=free
-        )
+        kind, _, epoch, slot, number, *_ = asked
+        header = Header(kind, status, epoch, slot, number, len(args), size, items, b"", free)
         operations: list[Operation] = []
         is_inline = size <= INLINE_BYTES_MAX
         message = encode_message(header, args, body if body and is_inline else b"")
         try:
-            operations.append(self.endpoint.isend(source, TAG_REPLY_BASE + asked.slot, message))
+            operations.append(self.endpoint.isend(source, TAG_REPLY_BASE + slot, message))
             if body is not None and not is_inline:
-                tag = TAG_REPLY_DATA_BASE + asked.slot
+                tag = TAG_REPLY_DATA_BASE + slot
                 operations.append(self.endpoint.isend(source, tag, body))
         except MpifsError as error:
             _log.info("reply not delivered: %s", error)

@@ -241,7 +241,7 @@ def test_damage_with_a_good_replica(make: Any, is_known: bool) -> None:
     for chunk in range(COUNT):
         files.harm(chunk, 4 * BLOCK + 1)
     files.cold()
-    for chunk in random.Random(5).sample(range(COUNT), COUNT):
+    for chunk in (*range(0, COUNT, 2), *range(1, COUNT, 2)):  # neighbours would look sequential
         files.check(chunk * CHUNK + 4 * BLOCK, 4096)
     assert {chunk for chunk, _ in files.bad} == set(range(COUNT))
     assert all(store == files.ref(chunk)[1].stores[0] for chunk, store in files.bad)
