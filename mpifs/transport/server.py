@@ -20,6 +20,7 @@ from mpifs import faultpoint
 from mpifs.core.checksum import Buffer
 from mpifs.core.errors import MpifsError, ProtocolError
 from mpifs.core.limits import (
+    BELL_QUIET_TIMEOUT_S,
     BELL_TIMEOUT_S,
     HEADER_BYTES,
     INLINE_BYTES_MAX,
@@ -110,9 +111,10 @@ class Server:
         return self._heard.get(rank)
 
     def run(self, should_stop: Callable[[], bool], idle: Callable[[], None]) -> None:
-        """Serves until `should_stop`; `idle` is called before each sleep, at least 20 × a second.
+        """Serves until `should_stop`; `idle` is called before each sleep.
 
-        Leaves replies that are still on their way to `flush`.
+        Both are called at least each BELL_QUIET_TIMEOUT_S.  Replies that are still on their way
+        are left to `flush`.
         """
         bell = self.endpoint.server_bell()
         now = moved = time.monotonic()
@@ -128,7 +130,8 @@ class Server:
                 continue
             idle()
             if bell.wait(self._nap_s(now - moved)):
-                spin_until = time.monotonic() + SPIN_S
+                moved = time.monotonic()  # its message may still be in the sender's queue.
+                spin_until = moved + SPIN_S
 
     def flush(self, timeout_s: float) -> bool:
         """Waits until all replies have been delivered; False at the time limit."""
@@ -160,7 +163,7 @@ class Server:
         if self._sending or self._receiving:
             return SEND_PROGRESS_S
         if not self._is_far:
-            return BELL_TIMEOUT_S
+            return min(max(2 * quiet_s, BELL_TIMEOUT_S), BELL_QUIET_TIMEOUT_S)
         return NO_BELL_SLEEP_S if quiet_s < NO_BELL_QUIET_S else NO_BELL_QUIET_SLEEP_S
 
     # Requests coming in.
@@ -324,10 +327,12 @@ class Server:
         if address:
             self.endpoint.ring(source, address)
         sending = _Sending(operations, on_sent)
-        if not sending.is_over():
+        is_over = sending.is_over()
+        if not is_over:
             self._sending.append(sending)
-            if threading.get_ident() != self._thread:
-                self.endpoint.ring(self.endpoint.rank, b"")
+        # The loop must look after it, or may have been waiting for what `on_sent` has done (STOP).
+        if threading.get_ident() != self._thread and (on_sent is not None or not is_over):
+            self.endpoint.ring(self.endpoint.rank, b"")
 
     def _finish_sends(self) -> bool:
         """Tests the replies under way once each; True if one is complete."""
