@@ -81,8 +81,8 @@ HOST_PROBE_S = 5.0  # a host that has not run a command by then is left out of t
 # Polling.
 SPIN_S = 100e-6  # spin this long after traffic: a round trip takes 7-30 µs, a sleep costs 60.
 BELL_TIMEOUT_S = 0.05  # a lost doorbell costs at most this, and in a service loop that has been
-BELL_QUIET_TIMEOUT_S = 0.25  # quiet for longer twice that quiet, at most this.  A wake-up for
-# nothing takes 0.1 ms: 20 a second in each of four workers were 1.2 % of a core.
+BELL_QUIET_TIMEOUT_S = 0.5  # quiet for longer twice that quiet, at most this.  A wake-up for
+# nothing takes 0.1 to 0.2 ms: 20 a second in each of four workers were 1.2 to 2.4 % of a core.
 NO_BELL_SLEEP_S = 0.0005  # peer on another host without a bell: poll at this interval when idle.
 NO_BELL_QUIET_S = 1.0  # without traffic for so long, a rank far from its peers sleeps longer:
 NO_BELL_QUIET_SLEEP_S = 0.005  # the idle CPU stays under 0.5 % of a core.

@@ -41,6 +41,7 @@ from mpifs.core.messages import (
     TAG_REPLY_BASE,
     VERSION,
     Header,
+    Kind,
     decode_message,
     encode_message,
 )
@@ -104,6 +105,7 @@ class Server:
         self._waiting: deque[Request] = deque()
         self._receiving: list[tuple[Request, Operation]] = []
         self._heard: dict[int, float] = {}
+        self._busy_s = 0.0
         self._is_far = not all(map(endpoint.is_near, range(endpoint.size)))
 
     def heard_s(self, rank: int) -> float | None:
@@ -117,21 +119,24 @@ class Server:
         are left to `flush`.
         """
         bell = self.endpoint.server_bell()
-        now = moved = time.monotonic()
-        spin_until = now + SPIN_S
+        self._busy_s = time.monotonic()
+        spin_until = self._busy_s + SPIN_S
+        is_rung = False
         while not should_stop():
             if self.tick():
-                moved = time.monotonic()
-                spin_until = moved + SPIN_S
+                spin_until = self._busy_s + SPIN_S
+                is_rung = False
                 continue
             now = time.monotonic()
             if now < spin_until:
                 os.sched_yield()
                 continue
+            if is_rung:  # for nothing: its message may still wait in the sender's library.
+                self._busy_s = now
             idle()
-            if bell.wait(self._nap_s(now - moved)):
-                moved = time.monotonic()  # its message may still be in the sender's queue.
-                spin_until = moved + SPIN_S
+            is_rung = bell.wait(self._nap_s(now - self._busy_s))
+            if is_rung:
+                spin_until = time.monotonic() + SPIN_S
 
     def flush(self, timeout_s: float) -> bool:
         """Waits until all replies have been delivered; False at the time limit."""
@@ -151,6 +156,8 @@ class Server:
             moved = self._finish_sends()
         if self._receiving or self._waiting:
             moved = self._finish_receives() or moved
+        if moved:
+            self._busy_s = time.monotonic()
         for _ in range(SERVER_BATCH_COUNT):
             incoming = self.endpoint.probe()
             if incoming is None:
@@ -180,7 +187,9 @@ class Server:
         except ProtocolError as error:
             self._refuse(source, incoming.size, error)
             return
-        self._heard[source] = time.monotonic()
+        self._heard[source] = now = time.monotonic()
+        if header.kind != Kind.PING:  # a rank that only hears the heartbeat is quiet.
+            self._busy_s = now
         request = Request(self, header, source, bytes(message[HEADER_BYTES:end]))
         if not header.body_bytes:
             self._handle(request)

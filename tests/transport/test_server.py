@@ -244,7 +244,7 @@ def test_a_quiet_loop_naps_longer_and_a_lost_ring_costs_no_more_than_that(
     def wait(timeout_s: float) -> bool:
         naps.append(timeout_s)
         time.sleep(timeout_s)
-        if sum(naps) > 1 and not pendings:
+        if sum(naps) > 2 and not pendings:
             monkeypatch.setattr(rig.asker, "ring", lambda rank, address: None)
             pendings.append(rig.client.start(1, Kind.PING))
         return False
@@ -254,7 +254,7 @@ def test_a_quiet_loop_naps_longer_and_a_lost_ring_costs_no_more_than_that(
     rig.server.run(lambda: bool(rig.got), lambda: None)
     assert naps[0] == limits.BELL_TIMEOUT_S
     assert naps == sorted(naps)
-    assert naps[-1] == limits.BELL_QUIET_TIMEOUT_S < limits.HEARTBEAT_S / 2
+    assert naps[-1] == limits.BELL_QUIET_TIMEOUT_S <= limits.HEARTBEAT_S / 2
     rig.got.pop().reply()
     pendings[0].wait()
 
@@ -284,3 +284,24 @@ def test_an_answer_of_another_thread_that_ends_the_service_wakes_the_loop(rig: R
     assert stopped.is_set()
     assert rig.worker.server_bell().wait(1)
     pending.wait()
+
+
+def test_a_heartbeat_is_no_traffic(rig: Rig, monkeypatch) -> None:
+    naps: list[float] = []
+    pings: list[Pending] = []
+
+    def wait(timeout_s: float) -> bool:
+        naps.append(timeout_s)
+        if timeout_s < limits.BELL_QUIET_TIMEOUT_S:
+            time.sleep(timeout_s)
+            return False
+        pings.append(rig.client.start(1, Kind.PING))
+        return True
+
+    monkeypatch.setattr(rig.worker.server_bell(), "wait", wait)
+    rig.server.run(lambda: len(rig.got) == 3, lambda: None)
+    assert naps[-3:] == [limits.BELL_QUIET_TIMEOUT_S] * 3
+    for request in rig.got:
+        request.reply()
+    for ping in pings:
+        ping.wait()
