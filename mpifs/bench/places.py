@@ -180,11 +180,14 @@ def check_room(where: str, needed_bytes: int) -> None:
         )
 
 
-def check_folder(path: str) -> str:
-    """A folder that can be measured, absolute.  Raises MpifsError with a sentence."""
+def check_folder(path: str, advice: str = "make it first") -> str:
+    """A folder that can be measured, absolute.  Raises MpifsError with a sentence, which has the
+    `advice` if nothing is there."""
     full = os.path.abspath(path)
     try:
         is_folder = stat.S_ISDIR(os.stat(full).st_mode)
+    except FileNotFoundError:
+        raise PosixError(errno.ENOENT, f"{path} does not exist; {advice}") from None
     except OSError as error:
         raise PosixError(error.errno or errno.EIO, f"{path}: {error.strerror}") from None
     if not is_folder:

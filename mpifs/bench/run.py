@@ -118,7 +118,7 @@ class _Run:
             volume = VolumeFolder(os.path.realpath(base))
             base = self._mountpoint_of(volume, options, scratch)
         else:
-            base = check_folder(name)
+            base = check_folder(name, f"make a volume with: mpifs mkfs {name}")
             volume = volume_around(base)
             if options and volume is not None:
                 raise InUseError(f"{name} is mounted already: -o has no effect on it")
