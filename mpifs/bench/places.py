@@ -40,7 +40,6 @@ class Place:
 
     name: str
     folder: str
-    is_target: bool = True
     keeps_data: bool = True
     """The null file system does not: its bytes are not checked."""
     volume: VolumeFolder | None = None
@@ -89,13 +88,17 @@ class Place:
                 return
 
     def processor_s(self) -> float | None:
-        """Processor time that the file system's processes have used; None if they are unknown."""
+        """Processor time that the file system's processes have used; None if they are unknown, or
+        one of them has ended."""
         if not self.master:
             return None
         ticks = 0
-        for pid in (self.master, *self.workers):
-            fields = _text(f"/proc/{pid}/stat").rpartition(")")[2].split()
-            ticks += int(fields[11]) + int(fields[12])
+        try:
+            for pid in (self.master, *self.workers):
+                fields = _text(f"/proc/{pid}/stat").rpartition(")")[2].split()
+                ticks += int(fields[11]) + int(fields[12])
+        except OSError:
+            return None
         return ticks / os.sysconf("SC_CLK_TCK")
 
     def stored_bytes(self) -> int | None:
@@ -114,8 +117,11 @@ class Place:
         """Most resident MiB of the master so far; the largest worker without pages of its store."""
         if not self.master:
             return None, None
-        held = [_kib(pid, "RssAnon") + _kib(pid, "RssShmem") for pid in self.workers]
-        return _kib(self.master, "VmHWM") / 1024, max(held) / 1024 if held else None
+        try:
+            held = [_kib(pid, "RssAnon") + _kib(pid, "RssShmem") for pid in self.workers]
+            return _kib(self.master, "VmHWM") / 1024, max(held) / 1024 if held else None
+        except (OSError, IndexError):
+            return None, None
 
 
 def _text(path: str) -> str:
