@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import time
 
 from mpifs.bench.content import PERIOD_BYTES, piece
@@ -101,12 +100,6 @@ def lmdb_rate(*, start: Start, folder: str, count: int, chunk: int, gets: int) -
         environment.close()
 
 
-def lmdb_clear(*, start: Start, folder: str) -> Spell:
-    """Not timed: removes the environment."""
-    shutil.rmtree(folder, ignore_errors=True)
-    return Spell(0.0, 0.0, 0)
-
-
 def hash_sums(*, start: Start, size: int, chunk: int, kind: int) -> Spell:
     """Sums chunks that lie in memory, more of it than the processor's caches hold."""
     function = function_of(ChecksumKind(kind))
@@ -122,5 +115,5 @@ def hash_sums(*, start: Start, size: int, chunk: int, kind: int) -> Spell:
 
 
 LIMIT_LOADS: dict[str, Workload] = {
-    work.__name__: work for work in (lmdb_put, lmdb_get, lmdb_rate, lmdb_clear, hash_sums)
+    work.__name__: work for work in (lmdb_put, lmdb_get, lmdb_rate, hash_sums)
 }

@@ -40,7 +40,6 @@ class Place:
 
     name: str
     folder: str
-    is_target: bool = True
     keeps_data: bool = True
     """The null file system does not: its bytes are not checked."""
     volume: VolumeFolder | None = None
@@ -94,13 +93,17 @@ class Place:
                 return
 
     def processor_s(self) -> float | None:
-        """Processor time that the file system's processes have used; None if they are unknown."""
+        """Processor time that the file system's processes have used; None if they are unknown, or
+        one of them has ended."""
         if not self.master:
             return None
         ticks = 0
-        for pid in (self.master, *self.workers):
-            fields = _text(f"/proc/{pid}/stat").rpartition(")")[2].split()
-            ticks += int(fields[11]) + int(fields[12])
+        try:
+            for pid in (self.master, *self.workers):
+                fields = _text(f"/proc/{pid}/stat").rpartition(")")[2].split()
+                ticks += int(fields[11]) + int(fields[12])
+        except OSError:
+            return None
         return ticks / os.sysconf("SC_CLK_TCK")
 
     def stored_bytes(self) -> int | None:
@@ -119,8 +122,11 @@ class Place:
         """Most resident MiB of the master so far; the largest worker without pages of its store."""
         if not self.master:
             return None, None
-        held = [_kib(pid, "RssAnon") + _kib(pid, "RssShmem") for pid in self.workers]
-        return _kib(self.master, "VmHWM") / 1024, max(held) / 1024 if held else None
+        try:
+            held = [_kib(pid, "RssAnon") + _kib(pid, "RssShmem") for pid in self.workers]
+            return _kib(self.master, "VmHWM") / 1024, max(held) / 1024 if held else None
+        except (OSError, IndexError):
+            return None, None
 
 
 def _text(path: str) -> str:
@@ -185,11 +191,14 @@ def check_room(where: str, needed_bytes: int) -> None:
         )
 
 
-def check_folder(path: str) -> str:
-    """A folder that can be measured, absolute.  Raises MpifsError with a sentence."""
+def check_folder(path: str, advice: str = "make it first") -> str:
+    """A folder that can be measured, absolute.  Raises MpifsError with a sentence, which has the
+    `advice` if nothing is there."""
     full = os.path.abspath(path)
     try:
         is_folder = stat.S_ISDIR(os.stat(full).st_mode)
+    except FileNotFoundError:
+        raise PosixError(errno.ENOENT, f"{path} does not exist; {advice}") from None
     except OSError as error:
         raise PosixError(error.errno or errno.EIO, f"{path}: {error.strerror}") from None
     if not is_folder:

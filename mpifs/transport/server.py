@@ -20,6 +20,7 @@ from mpifs import faultpoint
 from mpifs.core.checksum import Buffer
 from mpifs.core.errors import MpifsError, ProtocolError
 from mpifs.core.limits import (
+    BELL_QUIET_TIMEOUT_S,
     BELL_TIMEOUT_S,
     HEADER_BYTES,
     INLINE_BYTES_MAX,
@@ -40,6 +41,7 @@ from mpifs.core.messages import (
     TAG_REPLY_BASE,
     VERSION,
     Header,
+    Kind,
     decode_message,
     encode_message,
 )
@@ -103,6 +105,7 @@ class Server:
         self._waiting: deque[Request] = deque()
         self._receiving: list[tuple[Request, Operation]] = []
         self._heard: dict[int, float] = {}
+        self._busy_s = 0.0
         self._is_far = not all(map(endpoint.is_near, range(endpoint.size)))
 
     def heard_s(self, rank: int) -> float | None:
@@ -110,24 +113,29 @@ class Server:
         return self._heard.get(rank)
 
     def run(self, should_stop: Callable[[], bool], idle: Callable[[], None]) -> None:
-        """Serves until `should_stop`; `idle` is called before each sleep, at least 20 × a second.
+        """Serves until `should_stop`; `idle` is called before each sleep.
 
-        Leaves replies that are still on their way to `flush`.
+        Both are called at least each BELL_QUIET_TIMEOUT_S.  Replies that are still on their way
+        are left to `flush`.
         """
         bell = self.endpoint.server_bell()
-        now = moved = time.monotonic()
-        spin_until = now + SPIN_S
+        self._busy_s = time.monotonic()
+        spin_until = self._busy_s + SPIN_S
+        is_rung = False
         while not should_stop():
             if self.tick():
-                moved = time.monotonic()
-                spin_until = moved + SPIN_S
+                spin_until = self._busy_s + SPIN_S
+                is_rung = False
                 continue
             now = time.monotonic()
             if now < spin_until:
                 os.sched_yield()
                 continue
+            if is_rung:  # for nothing: its message may still wait in the sender's library.
+                self._busy_s = now
             idle()
-            if bell.wait(self._nap_s(now - moved)):
+            is_rung = bell.wait(self._nap_s(now - self._busy_s))
+            if is_rung:
                 spin_until = time.monotonic() + SPIN_S
 
     def flush(self, timeout_s: float) -> bool:
@@ -148,6 +156,8 @@ class Server:
             moved = self._finish_sends()
         if self._receiving or self._waiting:
             moved = self._finish_receives() or moved
+        if moved:
+            self._busy_s = time.monotonic()
         for _ in range(SERVER_BATCH_COUNT):
             incoming = self.endpoint.probe()
             if incoming is None:
@@ -160,7 +170,7 @@ class Server:
         if self._sending or self._receiving:
             return SEND_PROGRESS_S
         if not self._is_far:
-            return BELL_TIMEOUT_S
+            return min(max(2 * quiet_s, BELL_TIMEOUT_S), BELL_QUIET_TIMEOUT_S)
         return NO_BELL_SLEEP_S if quiet_s < NO_BELL_QUIET_S else NO_BELL_QUIET_SLEEP_S
 
     # Requests coming in.
@@ -177,7 +187,9 @@ class Server:
         except ProtocolError as error:
             self._refuse(source, incoming.size, error)
             return
-        self._heard[source] = time.monotonic()
+        self._heard[source] = now = time.monotonic()
+        if header.kind != Kind.PING:  # a rank that only hears the heartbeat is quiet.
+            self._busy_s = now
         request = Request(self, header, source, bytes(message[HEADER_BYTES:end]))
         if not header.body_bytes:
             self._handle(request)
@@ -323,10 +335,12 @@ class Server:
         if address:
             self.endpoint.ring(source, address)
         sending = _Sending(operations, on_sent)
-        if not sending.is_over():
+        is_over = sending.is_over()
+        if not is_over:
             self._sending.append(sending)
-            if threading.get_ident() != self._thread:
-                self.endpoint.ring(self.endpoint.rank, b"")
+        # The loop must look after it, or may have been waiting for what `on_sent` has done (STOP).
+        if threading.get_ident() != self._thread and (on_sent is not None or not is_over):
+            self.endpoint.ring(self.endpoint.rank, b"")
 
     def _finish_sends(self) -> bool:
         """Tests the replies under way once each; True if one is complete."""
