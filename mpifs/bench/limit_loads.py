@@ -60,11 +60,12 @@ def lmdb_put(
         environment.close()
 
 
-def lmdb_get(*, start: Start, folder: str, count: int, chunk: int) -> Spell:
-    """Reads all chunks, copying each out of its pages; the kernel has none of them at first."""
+def lmdb_get(*, start: Start, folder: str, count: int, chunk: int, cold: bool) -> Spell:
+    """Reads all chunks, copying each out of its pages; if `cold`, the kernel has none at first."""
     file = os.open(os.path.join(folder, DATA_NAME), os.O_RDONLY)
     try:
-        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+        if cold:
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(file)
     into = memoryview(bytearray(b"\1" * chunk))
