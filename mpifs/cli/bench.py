@@ -72,7 +72,7 @@ def bench(
     if as_json:
         print(json.dumps(document))
     else:
-        _show(document)
+        show(document)
 
 
 def _check_writable(path: str) -> None:
@@ -143,7 +143,8 @@ class _Progress:
             sys.stderr.write(f"mpifs bench: {text}\n")
 
 
-def _show(document: dict[str, Any]) -> None:
+def show(document: dict[str, Any]) -> None:
+    """Prints the document's tables."""
     from rich.console import Console
 
     console = Console(highlight=False)
