@@ -72,6 +72,11 @@ JOB_RESTART_WAIT_MAX_S = 30.0  # and never longer than this: a host takes minute
 JOB_RESTART_SETTLED_S = 60.0  # served for so long, the next crash is the first in a row again.
 HOST_PROBE_S = 5.0  # a host that has not run a command by then is left out of the restart.
 
+# Threads that receive FUSE requests.
+LEADER_LOOK_S = 0.001  # a request that takes longer has another thread receive the next one:
+LEADER_STALLS = 3  # after so many such, and with requests of 128 KiB and more,
+LEADER_WIDE_S = 0.5  # all threads receive for so long.
+
 # Polling.
 SPIN_S = 100e-6  # spin this long after traffic: a round trip takes 7-30 µs, a sleep costs 60.
 BELL_TIMEOUT_S = 0.05  # a lost doorbell costs at most this, and in a service loop that has been
