@@ -75,7 +75,7 @@ def build_vfs(
     scatter = Scatter(endpoint, client, stores.rank_of, kind, space.told)
     gather = Gather(client, stores, kind, found_damage)
     parts = Parts(client, stores, kind, found_damage)
-    cache = ChunkCache(gather.fetch, parts.read, options.cache_bytes_max)
+    cache = ChunkCache(gather.fetch, parts, options.cache_bytes_max)
     ahead = min(READAHEAD_BYTES_MAX, options.cache_bytes_max // 8)
     reader = Reader(index, cache, READAHEAD_THREADS, ahead)
     committer = Committer(
