@@ -50,8 +50,12 @@ class Pending(_Pending):
 
     def wait(self) -> Reply:
         """Waits for the reply.  Raises as `result` says; never later than the deadline."""
-        if not self.poll():
-            wait_any((self,))
+        until = time.monotonic() + SPIN_S
+        while not self.poll():
+            if time.monotonic() > until:
+                wait_any((self,), is_spun=True)
+                break
+            os.sched_yield()
         return self.result()
 
 
@@ -169,17 +173,19 @@ class Client:
             self._sweeping.release()
 
 
-def wait_any(pendings: Sequence[Pending], timeout_s: float | None = None) -> list[Pending]:
+def wait_any(
+    pendings: Sequence[Pending], timeout_s: float | None = None, *, is_spun: bool = False
+) -> list[Pending]:
     """Waits until at least one request is over; returns those that are, [] at the time limit.
 
-    Without a time limit the requests' own deadlines end it.
+    Without a time limit the requests' own deadlines end it.  `is_spun`: the caller has spun.
 
     Requires: at least one pending, all of one client.
     """
     client = pendings[0].client
     limit = float("inf") if timeout_s is None else time.monotonic() + timeout_s
     bell = client.endpoint.bell()
-    if done := _spin(pendings):
+    if not is_spun and (done := _spin(pendings)):
         return done
     while True:
         for _ in range(PROBE_COUNT):
