@@ -1,7 +1,7 @@
 """The table of phases: what is measured, in which order, in which unit, under which limits.
 
-A limit is another phase's name space: `fuse` and `disk` are places where the same phase runs; the
-others are measured without any file system (limits.py).
+The limits `fuse` and `disk` are places where the same phase runs; the others are measured without
+any file system (limits.py).
 """
 
 from __future__ import annotations

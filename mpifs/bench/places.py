@@ -168,12 +168,12 @@ def know_processes(place: Place) -> dict[str, object]:
     with ControlClient(place.volume.socket, STATUS_TIMEOUT_S) as client:
         document = client.call("status")
     place.master = int(document["mount"]["pid"])
-    pids = [worker["pid"] for worker in document["workers"] if worker["pid"]]
-    here = os.uname().nodename
+    node = os.uname().nodename
+    here = (node, node.partition(".")[0], None)
     place.workers = [
-        pid
-        for pid, worker in zip(pids, document["workers"], strict=False)
-        if worker["host"] in (here, here.partition(".")[0], None) and os.path.exists(f"/proc/{pid}")
+        worker["pid"]
+        for worker in document["workers"]
+        if worker["pid"] and worker["host"] in here and os.path.exists(f"/proc/{worker['pid']}")
     ]
     volume: dict[str, object] = document["volume"]
     return volume

@@ -105,7 +105,7 @@ class Server:
         self._waiting: deque[Request] = deque()
         self._receiving: list[tuple[Request, Operation]] = []
         self._heard: dict[int, float] = {}
-        self._busy_s = 0.0
+        self._is_busy = False  # Something but PINGs has come since `run` has looked.
         self._is_far = not all(map(endpoint.is_near, range(endpoint.size)))
 
     def heard_s(self, rank: int) -> float | None:
@@ -119,12 +119,15 @@ class Server:
         are left to `flush`.
         """
         bell = self.endpoint.server_bell()
-        self._busy_s = time.monotonic()
-        spin_until = self._busy_s + SPIN_S
+        busy_s = time.monotonic()
+        spin_until = busy_s + SPIN_S
         is_rung = False
         while not should_stop():
             if self.tick():
-                spin_until = self._busy_s + SPIN_S
+                if self._is_busy:
+                    self._is_busy = False
+                    busy_s = time.monotonic()
+                    spin_until = busy_s + SPIN_S
                 is_rung = False
                 continue
             now = time.monotonic()
@@ -132,9 +135,9 @@ class Server:
                 os.sched_yield()
                 continue
             if is_rung:  # for nothing: its message may still wait in the sender's library.
-                self._busy_s = now
+                busy_s = now
             idle()
-            is_rung = bell.wait(self._nap_s(now - self._busy_s))
+            is_rung = bell.wait(self._nap_s(now - busy_s))
             if is_rung:
                 spin_until = time.monotonic() + SPIN_S
 
@@ -156,8 +159,7 @@ class Server:
             moved = self._finish_sends()
         if self._receiving or self._waiting:
             moved = self._finish_receives() or moved
-        if moved:
-            self._busy_s = time.monotonic()
+        self._is_busy = self._is_busy or moved
         for _ in range(SERVER_BATCH_COUNT):
             incoming = self.endpoint.probe()
             if incoming is None:
@@ -187,9 +189,9 @@ class Server:
         except ProtocolError as error:
             self._refuse(source, incoming.size, error)
             return
-        self._heard[source] = now = time.monotonic()
+        self._heard[source] = time.monotonic()
         if header.kind != Kind.PING:  # a rank that only hears the heartbeat is quiet.
-            self._busy_s = now
+            self._is_busy = True
         request = Request(self, header, source, bytes(message[HEADER_BYTES:end]))
         if not header.body_bytes:
             self._handle(request)

@@ -305,3 +305,24 @@ def test_a_heartbeat_is_no_traffic(rig: Rig, monkeypatch) -> None:
         request.reply()
     for ping in pings:
         ping.wait()
+
+
+def test_the_loop_spins_after_slow_work_too(rig: Rig, monkeypatch) -> None:
+    worked: list[float] = []
+    slept: list[float] = []
+
+    def handle(request: Request) -> None:
+        time.sleep(5 * limits.SPIN_S)
+        request.reply()
+        worked.append(time.monotonic())
+
+    def wait(timeout_s: float) -> bool:
+        slept.append(time.monotonic())
+        return False
+
+    rig.server._handler = handle
+    pending = rig.client.start(1, Kind.GET)
+    monkeypatch.setattr(rig.worker.server_bell(), "wait", wait)
+    rig.server.run(lambda: bool(worked and slept), lambda: None)
+    assert slept[0] - worked[0] >= limits.SPIN_S
+    pending.wait()
