@@ -72,7 +72,8 @@ class Committer:
 
     def kick(self) -> None:
         """Something is dirty: tick within half the commit interval."""
-        self._wake.set()
+        if not self._wake.is_set():  # it is cleared before a tick begins, so none is missed
+            self._wake.set()
 
     def renamed_over(self, data: FileData | None) -> None:
         """A file has a new name; `data` (if it is dirty) goes behind the barrier.
