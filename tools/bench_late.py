@@ -7,7 +7,7 @@ point store.read; others are served meanwhile), and has 1 and then 8 processes r
 own files, in turn.  Told are medians of the rate in sum and of the quotient:
 
     small files       open, read and close of files of 64 KiB
-    random            4 KiB at random places of a file of 64 MiB, each in another chunk
+    random            4 KiB at random places of a file of 128 MiB, nearly each in another chunk
     one large file    sequential: readahead has several chunks under way for one reader already
 
 With 5 ms a reader that waits for each answer makes at most 200 requests a second.
@@ -30,9 +30,9 @@ from mpifs.bench.workloads import small_name
 MIB = 1 << 20
 SMALL_BYTES = 64 << 10
 SMALL_COUNT = 150
-LARGE_BYTES = 64 * MIB
-RANDOM_COUNT = LARGE_BYTES // MIB
-"""So few that hardly one meets a chunk that is still in the cache."""
+LARGE_BYTES = 128 * MIB
+RANDOM_COUNT = 24
+"""So few that hardly one meets a chunk that is still in the cache (64 MiB)."""
 
 Works = list[tuple[str, dict[str, Any]]]
 
