@@ -70,6 +70,11 @@ class Kind(IntEnum):
     """Mend → MendReply: rewrites images whose payload is good, where it is; no payload travels."""
     COPY = 38
     """Copy → CopyReply: fetches chunks from another rank, checks them, stores them durably."""
+    GET_PART = 39
+    """GetPart → blocks of a chunk in the body; their chunk's table of sums in the arguments, if it
+    was asked for."""
+    GET_MANY = 40
+    """Chunk keys → the images of those that are there, in the body, as PUT has them."""
 
 
 def tag_of(kind: Kind) -> int:
@@ -323,6 +328,18 @@ class MendReply(msgspec.Struct, frozen=True):
     """Per item: whether it is whole now; false: the payload was not there."""
 
     mended: list[bool]
+
+
+class GetPart(msgspec.Struct, frozen=True, array_like=True):
+    """`count` blocks of a chunk from block `first` on; the chunk as the index knows it (encoded
+    key).  With `table` it is summed first, and compared with that checksum."""
+
+    key: bytes
+    length: int
+    checksum: bytes
+    first: int
+    count: int
+    table: bool
 
 
 class CopyItem(msgspec.Struct, frozen=True, array_like=True):

@@ -11,11 +11,12 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from mpifs.core import image
 from mpifs.core.checksum import function_of
-from mpifs.core.errors import DamageError, SilentError, tells_damage, was_garbled
+from mpifs.core.errors import DamageError, MpifsError, SilentError, tells_damage, was_garbled
 from mpifs.core.limits import GARBLED_TRIES, RECOVERY_S
 from mpifs.core.messages import Kind
 from mpifs.core.types import ChecksumKind, ChunkKey, ChunkRef
@@ -79,6 +80,38 @@ class Gather:
         raise DamageError(
             f"chunk {key.chunk} of inode {key.inode} cannot be read: " + "; ".join(sentences)
         )
+
+    def fetch_many(
+        self,
+        wanted: Sequence[tuple[ChunkKey, ChunkRef]],
+        take: Callable[[ChunkKey, memoryview], None],
+    ) -> None:
+        """Gives what it can get of small chunks, verified, to `take`; each is asked of one store.
+
+        What is missing or damaged is left to `fetch`, which knows what to do about it.
+        """
+        by_store: dict[int, dict[ChunkKey, ChunkRef]] = {}
+        for key, ref in wanted:
+            store = next((each for each in ref.stores if self._stores.is_serving(each)), None)
+            if store is not None:
+                by_store.setdefault(store, {})[key] = ref
+        asked = []
+        for store, refs in by_store.items():
+            args = image.encode_keys(list(refs))
+            with suppress(MpifsError):
+                rank = self._stores.rank_of(store)
+                asked.append((self._client.start(rank, Kind.GET_MANY, args=args), refs))
+        for pending, refs in asked:
+            with suppress(MpifsError):
+                reply = pending.wait()
+                for header, data in image.split_batch(reply.body, reply.header.items):
+                    known = refs.get(header.key)
+                    payload = data[_ROOM:]
+                    if known and (known.length, known.checksum) == (
+                        len(payload),
+                        self._sum(payload),
+                    ):
+                        take(header.key, payload)
 
     def _in_turn(self, stores: tuple[int, ...]) -> list[int]:
         """The stores in the order in which they are asked."""

@@ -19,7 +19,8 @@ from ctypes.util import find_library
 from typing import Any, Final
 
 from mpifs.core.errors import StartError
-from mpifs.fuse.session import Buffer, Session
+from mpifs.fuse.request import Buffer
+from mpifs.fuse.session import Session
 
 _INT, _UINT, _SIZE, _OFF = ctypes.c_int, ctypes.c_uint, ctypes.c_size_t, ctypes.c_longlong
 _PATH, _PTR, _DEV = ctypes.c_char_p, ctypes.c_void_p, ctypes.c_ulonglong
@@ -106,17 +107,6 @@ class _Args(ctypes.Structure):
     )
 
 
-_memoryview_at = ctypes.pythonapi.PyMemoryView_FromMemory
-_memoryview_at.restype = ctypes.py_object
-_memoryview_at.argtypes = [ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int]
-
-
-def memory_at(address: int, size: int, writable: bool) -> memoryview:
-    """The bytes at an address.  The caller releases the view before the memory is gone."""
-    view: memoryview = _memoryview_at(address, size, 0x200 if writable else 0x100)
-    return view
-
-
 def find(major: int) -> str | None:
     """Name or path of libfuse `major` here; find_library fails where ldconfig is missing."""
     short, files, _ = _NAMES[major]
@@ -197,6 +187,7 @@ class Binding:
             lib.fuse_mount.argtypes = [ptr, ctypes.c_char_p]
             lib.fuse_unmount.argtypes = [ptr]
             lib.fuse_invalidate_path.argtypes = [ptr, ctypes.c_char_p]
+            lib.fuse_session_fd.argtypes = [ptr]
             lib.fuse_session_receive_buf.argtypes = [ptr, buf]
             lib.fuse_session_process_buf.argtypes = [ptr, buf]
         else:
@@ -206,6 +197,7 @@ class Binding:
             lib.fuse_unmount.argtypes = [ctypes.c_char_p, ptr]
             lib.fuse_chan_bufsize.restype = ctypes.c_size_t
             lib.fuse_chan_bufsize.argtypes = [ptr]
+            lib.fuse_chan_fd.argtypes = [ptr]
             lib.fuse_session_receive_buf.argtypes = [ptr, buf, ctypes.POINTER(ptr)]
             lib.fuse_session_process_buf.argtypes = [ptr, buf, ptr]
 

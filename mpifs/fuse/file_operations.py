@@ -1,9 +1,4 @@
-"""The callbacks of libfuse for open files: data goes through the kernel's own buffers.
-
-A buffer that libfuse passes is valid until the callback returns.  So the memoryview on it is
-released before; if somebody still holds a part of it, that raises BufferError here instead of
-corrupting memory later.
-"""
+"""The callbacks of libfuse for open files, but for those that direct.py serves."""
 
 from __future__ import annotations
 
@@ -13,10 +8,10 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from mpifs.fuse.binding import Binding, memory_at
+from mpifs.fuse.binding import Binding
 from mpifs.fuse.open_files import OpenFiles
+from mpifs.fuse.request import Request
 from mpifs.fuse.serving import Serving
-from mpifs.fuse.session import Request
 
 if TYPE_CHECKING:
     from mpifs.vfs.facade import Opened, Vfs
@@ -32,9 +27,6 @@ class FileOperations:
     NAMES = (
         "open",
         "create",
-        "read",
-        "write",
-        "flush",
         "release",
         "fsync",
         "fallocate",
@@ -57,6 +49,7 @@ class FileOperations:
         self._info = binding.file_info
         self._fh_offset = binding.fh_offset
         self._can_keep = binding.major == 3
+        self._can_skip_flush = hasattr(self._info, "noflush")
 
     def _fh(self, info: int) -> int:
         return ctypes.c_uint64.from_address(info + self._fh_offset).value
@@ -80,6 +73,8 @@ class FileOperations:
         structure.fh = opened.fh
         structure.direct_io = opened.direct_io
         structure.keep_cache = opened.keep_cache and self._can_keep
+        if self._can_skip_flush and structure.flags & os.O_ACCMODE == os.O_RDONLY:
+            structure.noflush = 1  # nothing is to be told at its close
         request = self._serving.request
         is_open = request is not None and request.opcode == Request.OPEN
         self._files.opened(opened.fh, path, request.nodeid if request and is_open else 0)
@@ -104,30 +99,6 @@ class FileOperations:
         flags = ctypes.c_int.from_address(info).value
         self._opened(path, self._vfs.create(path, mode, flags, self._serving.caller()), info)
 
-    def read(self, _: bytes | None, buffer: int, size: int, offset: int, info: int) -> int:
-        """pread(2), straight into the reply."""
-        view = memory_at(buffer, size, True)
-        try:
-            return self._vfs.read(self._use(info), view, offset)
-        finally:
-            view.release()
-
-    def write(self, _: bytes | None, buffer: int, size: int, offset: int, info: int) -> int:
-        """pwrite(2), straight from the request."""
-        fh = self._change(info)
-        view = memory_at(buffer, size, False)
-        try:
-            count = self._vfs.write(fh, view, offset, self._serving.caller())
-        finally:
-            view.release()
-        if self._files.hidden:
-            self._hidden_changed(fh)
-        return count
-
-    def flush(self, _: bytes | None, info: int) -> None:
-        """close(2) of one descriptor."""
-        self._vfs.flush(self._use(info))
-
     def release(self, _: bytes | None, info: int) -> None:
         """The last close."""
         fh = self._fh(info)
@@ -141,7 +112,7 @@ class FileOperations:
     def fallocate(self, _: bytes | None, mode: int, offset: int, length: int, info: int) -> None:
         """fallocate(2)."""
         fh = self._change(info)
-        self._vfs.fallocate(fh, mode, offset, length)
+        self._vfs.fallocate(fh, mode, offset, length, self._serving.caller())
         if self._files.hidden:
             self._hidden_changed(fh)
 
@@ -167,7 +138,8 @@ class FileOperations:
         serving = self._serving
         serving.path = None
         serving.fh = fh_out = self._fh(info_out)
-        count = self._vfs.copy_file_range(fh_in, offset_in, fh_out, offset_out, length)
+        caller = self._serving.caller()
+        count = self._vfs.copy_file_range(fh_in, offset_in, fh_out, offset_out, length, caller)
         if self._files.hidden:
             self._hidden_changed(fh_out)
         return count

@@ -13,6 +13,7 @@ import os
 import threading
 from collections.abc import Callable
 
+from mpifs.fuse.direct import DirectOperations
 from mpifs.fuse.serving import Serving
 from mpifs.fuse.session import Session
 
@@ -28,10 +29,16 @@ class Loop:
     """
 
     def __init__(
-        self, session: Session, serving: Serving, threads: int, on_end: Callable[[], None]
+        self,
+        session: Session,
+        serving: Serving,
+        direct: DirectOperations,
+        threads: int,
+        on_end: Callable[[], None],
     ) -> None:
         self._session = session
         self._serving = serving
+        self._direct = direct
         self._count = threads
         self._on_end = on_end
         self._lock = threading.Lock()  # guards _left.
@@ -64,17 +71,19 @@ class Loop:
     def _serve(self, number: int) -> None:
         request = self._session.request()
         self._serving.request = request
-        receive, process = request.receive, request.process
+        receive, serve, process = request.receive, self._direct.serve, request.process
         is_first = number == 0
         while True:
             size = receive()
-            if size > 0:
-                process()
-                if is_first:
-                    is_first = False
-                    for other in range(1, self._count):
-                        self._spawn(other)
-                    self._serves.set()
+            if size > 0 and is_first:
+                self._session.answer_init(request)
+                is_first = False
+                for other in range(1, self._count):
+                    self._spawn(other)
+                self._serves.set()
+            elif size > 0:
+                if not serve(request):
+                    process()
             elif size == 0 or size not in _AGAIN:
                 break
         if is_first:

@@ -31,6 +31,7 @@ from mpifs.fuse.binding import (
     load,
 )
 from mpifs.fuse.callbacks import answered
+from mpifs.fuse.direct import DirectOperations
 from mpifs.fuse.directory_operations import DirectoryOperations
 from mpifs.fuse.file_operations import FileOperations
 from mpifs.fuse.loop import Loop
@@ -80,14 +81,15 @@ class FuseMount:
         if binding.major == 2 and self._options.writeback:
             raise StartError("-o writeback needs libfuse 3 (Debian: apt install fuse3)")
         self._check_mountpoint()
-        serving = Serving(binding.library)
+        serving = Serving()
         files = OpenFiles()
         callbacks = self._callbacks(binding, serving, files)
         words = self._options.kernel_words(os.geteuid() == 0) + self._library_words(binding.major)
         session = binding.mount(os.fsencode(self._mountpoint), words, callbacks)
         self._session = session
         self._notifier = Notifier(session, files, serving, self._inode_of)
-        self._loop = Loop(session, serving, self._options.threads, self._end)
+        direct = DirectOperations(self._vfs, serving, files, self._hidden_changed)
+        self._loop = Loop(session, serving, direct, self._options.threads, self._end)
         if not self._loop.start(START_TIMEOUT_S):
             self.unmount(0.0)
             raise StartError(f"the kernel did not take the mount on {self._mountpoint}")

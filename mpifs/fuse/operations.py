@@ -16,8 +16,8 @@ from mpifs.core.types import TIME_NOW
 from mpifs.fuse.attributes import StatPacker, time_of, write_space
 from mpifs.fuse.binding import Binding
 from mpifs.fuse.open_files import OpenFiles
+from mpifs.fuse.request import Request
 from mpifs.fuse.serving import Serving
-from mpifs.fuse.session import Request
 
 if TYPE_CHECKING:
     from mpifs.vfs.facade import Vfs

@@ -3,22 +3,13 @@ imported here; the library comes from `binding`."""
 
 from __future__ import annotations
 
-import ctypes
 import errno
+import os
 import threading
 from typing import Any
 
-
-class Buffer(ctypes.Structure):
-    """struct fuse_buf: one raw request."""
-
-    _fields_ = (
-        ("size", ctypes.c_size_t),
-        ("flags", ctypes.c_int),
-        ("mem", ctypes.c_void_p),
-        ("fd", ctypes.c_int),
-        ("pos", ctypes.c_longlong),
-    )
+from mpifs.fuse.handshake import agreed
+from mpifs.fuse.request import Request
 
 
 class Session:
@@ -50,7 +41,42 @@ class Session:
     def request(self) -> Request:
         """A place for one loop thread's requests."""
         size = self._library.fuse_chan_bufsize(self._channel) if self._channel else 0
-        return Request(self._library, self._session, self._channel, size)
+        return Request(self._library, self._session, self._channel, size, self.device)
+
+    @property
+    def device(self) -> int:
+        """The file descriptor of /dev/fuse."""
+        if self._channel:
+            number: int = self._library.fuse_chan_fd(self._channel)
+        else:
+            number = self._library.fuse_session_fd(self._session)
+        return number
+
+    def answer_init(self, request: Request) -> None:
+        """Serves INIT, the first request: the library's answer, completed by `agreed`.
+
+        The library writes to a pipe that has the device's number meanwhile; the kernel sends
+        nothing else before it has the answer.
+        """
+        asked = bytes(request.view[: request.length])
+        device = self.device
+        kept = os.dup(device)
+        source, sink = os.pipe()
+        try:
+            os.dup2(sink, device, inheritable=False)
+            try:
+                request.process()
+            finally:
+                os.dup2(kept, device, inheritable=False)
+            os.set_blocking(source, False)
+            try:
+                answer = os.read(source, 4096)
+            except BlockingIOError:
+                return  # the library has given the session up, and says why in the log
+            os.write(device, agreed(asked, answer))
+        finally:
+            for number in (kept, source, sink):
+                os.close(number)
 
     def exit(self) -> None:
         """Tells the library that the session is over; threads that wait do not wake from it."""
@@ -89,77 +115,3 @@ class Session:
         else:
             self._library.fuse_unmount(self._mountpoint, self._channel)
         self._library.fuse_destroy(self._handle)
-
-
-class Request:
-    """The request that one loop thread is serving, as raw bytes of the kernel's protocol.
-
-    struct fuse_in_header: len 4, opcode 4, unique 8, nodeid 8, uid 4, gid 4, pid 4, 4 of padding.
-    """
-
-    __slots__ = ("_buffer", "_channel", "_library", "_memory", "_pointer", "_session", "_size")
-
-    GETATTR = 3
-    UNLINK = 10
-    RENAME = 12
-    RENAME2 = 45
-    OPEN = 14
-
-    def __init__(self, library: Any, session: int, channel: int | None, size: int) -> None:
-        self._library = library
-        self._session = session
-        self._channel = ctypes.c_void_p(channel)
-        self._size = size
-        self._memory = ctypes.create_string_buffer(size) if size else None
-        self._buffer = Buffer()
-        self._pointer = ctypes.byref(self._buffer)
-
-    def receive(self) -> int:
-        """Waits for a request.  Bytes received, 0 at the end of the mount, or -errno."""
-        buffer = self._buffer
-        if self._memory is None:
-            result: int = self._library.fuse_session_receive_buf(self._session, self._pointer)
-            return result
-        buffer.mem = ctypes.addressof(self._memory)
-        buffer.size = self._size
-        buffer.flags = 0
-        result = self._library.fuse_session_receive_buf(
-            self._session, self._pointer, ctypes.byref(self._channel)
-        )
-        return result
-
-    def process(self) -> None:
-        """Serves it: the callbacks run in this thread."""
-        if self._memory is None:
-            self._library.fuse_session_process_buf(self._session, self._pointer)
-        else:
-            self._library.fuse_session_process_buf(self._session, self._pointer, self._channel)
-
-    @property
-    def opcode(self) -> int:
-        """Kind of the request."""
-        return ctypes.c_uint32.from_address(self._buffer.mem + 4).value
-
-    @property
-    def nodeid(self) -> int:
-        """The kernel's number of the inode that it is about."""
-        return ctypes.c_uint64.from_address(self._buffer.mem + 16).value
-
-    @property
-    def new_name(self) -> bytes | None:
-        """The new name that a RENAME asks for, None in any other request.
-
-        Behind the header stand fuse_rename_in (8 bytes) or fuse_rename2_in (16), then both names.
-        """
-        sizes = {self.RENAME: 8, self.RENAME2: 16}
-        start = sizes.get(self.opcode)
-        if start is None:
-            return None
-        length = ctypes.c_uint32.from_address(self._buffer.mem).value
-        names = ctypes.string_at(self._buffer.mem + 40 + start, length - 40 - start)
-        return names.split(b"\0")[1]
-
-    @property
-    def read_size(self) -> int:
-        """Bytes that the reply to READDIR may have: fuse_read_in.size."""
-        return ctypes.c_uint32.from_address(self._buffer.mem + 40 + 16).value

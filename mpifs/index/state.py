@@ -77,6 +77,9 @@ class State:
         self._payload_bytes = counters.payload_bytes
         self._orphan_count = counters.orphans
         self._reaping: dict[int, int] = {}
+        with environment.read() as reading:
+            self.has_xattrs = reading.count(records.XATTRS) > 0
+        """Whether any inode may have extended attributes.  Never cleared while it is open."""
 
     def counters(self) -> Counters:
         """Totals of the volume as it is now, uncommitted changes included; O(1)."""

@@ -67,6 +67,7 @@ class Xattrs(State):
                     raise PosixError(errno.ENOSPC, "too many extended attributes on one file")
             if inode.reaped:
                 return
+            self.has_xattrs = True
             self._xattrs.put(inode.ino, name, bytes(value))
             inode.flags |= FLAG_XATTRS
             inode.ctime_ns = now_ns

@@ -15,6 +15,7 @@ from mpifs.core.limits import (
 )
 from mpifs.core.types import ChunkKey, ChunkRef
 from mpifs.data.gather import Gather
+from mpifs.data.parts import Parts
 from mpifs.data.reclaim import Reclaim
 from mpifs.data.scatter import Scatter
 from mpifs.data.space import Space
@@ -26,6 +27,7 @@ from mpifs.vfs.cache import ChunkCache
 from mpifs.vfs.committer import Committer
 from mpifs.vfs.facade import Vfs
 from mpifs.vfs.reader import Reader
+from mpifs.vfs.small_ahead import SmallAhead
 from mpifs.vfs.writeback import WriteBack
 
 log = logging.getLogger(__name__)
@@ -73,9 +75,11 @@ def build_vfs(
     space = Space(stores.free, {} if index.geometry.capacity_bytes else stores.disk_of)
     scatter = Scatter(endpoint, client, stores.rank_of, kind, space.told)
     gather = Gather(client, stores, kind, found_damage)
-    cache = ChunkCache(gather.fetch, options.cache_bytes_max)
+    parts = Parts(client, stores, kind, found_damage)
+    cache = ChunkCache(gather.fetch, parts.read, options.cache_bytes_max)
     ahead = min(READAHEAD_BYTES_MAX, options.cache_bytes_max // 8)
-    reader = Reader(index, cache, READAHEAD_THREADS, ahead)
+    small_ahead = SmallAhead(index, cache, gather.fetch_many)
+    reader = Reader(index, cache, small_ahead, READAHEAD_THREADS, ahead)
     committer = Committer(
         index,
         Reclaim(client, stores.rank_of, stores.live_stores, space.told),

@@ -1,5 +1,5 @@
-"""Answers to GET and LIST.  A GET is sent straight from LMDB's pages: its read transaction lives
-until `on_sent`, and at most LEASES_MAX live at once.
+"""Answers to GET, GET_MANY, GET_PART and LIST.  A GET is sent straight from LMDB's pages: its read
+transaction lives until `on_sent`, and at most LEASES_MAX live at once.  The others are copied.
 """
 
 from __future__ import annotations
@@ -7,22 +7,38 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from mpifs.core.errors import ProtocolError
-from mpifs.core.image import KEY_BYTES, decode_key
-from mpifs.core.limits import LEASES_MAX, LIST_COUNT_MAX
-from mpifs.core.messages import ListKeys, decode_args
+from mpifs.core.checksum import CHECKSUM_BYTES, ChecksumFunction
+from mpifs.core.errors import ChunkMissingError, DamageError, ProtocolError
+from mpifs.core.image import IMAGE_HEADER_BYTES, KEY_BYTES, decode_key, decode_keys, padded
+from mpifs.core.limits import (
+    BATCH_BYTES_MAX,
+    LEASES_MAX,
+    LIST_COUNT_MAX,
+    PART_BLOCK_BYTES,
+    PART_CHUNK_BYTES_MAX,
+    PART_READ_BYTES_MAX,
+    SMALL_AHEAD_COUNT,
+)
+from mpifs.core.messages import GetPart, ListKeys, decode_args
 from mpifs.store.chunks import ChunkStore, Lease
 from mpifs.transport.request import Request
 
 
 class Reads:
-    """`open_store` gives the store that is served or raises; `free` what it can still take.
+    """`open_store` gives the store that is served or raises; `checksum` its function; `free` what
+    it can still take.
 
     Used by the service loop's thread.
     """
 
-    def __init__(self, open_store: Callable[[], ChunkStore], free: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        open_store: Callable[[], ChunkStore],
+        checksum: Callable[[], ChecksumFunction],
+        free: Callable[[], int],
+    ) -> None:
         self._open_store = open_store
+        self._checksum = checksum
         self._free = free
         self._leases = threading.BoundedSemaphore(LEASES_MAX)
 
@@ -54,6 +70,44 @@ class Reads:
 
         return sent
 
+    def get_many(self, request: Request) -> None:
+        """Answers GET_MANY: small chunks, copied; a damaged one is left out like a missing one."""
+        store = self._open_store()
+        keys = decode_keys(request.args)
+        images: list[bytes] = []
+        size = 0
+        for key in keys[:SMALL_AHEAD_COUNT]:
+            try:
+                with store.get(key) as lease:
+                    image = bytes(lease.image)
+            except (ChunkMissingError, DamageError):
+                continue
+            size += padded(len(image))
+            if size > BATCH_BYTES_MAX:
+                break
+            images.append(image.ljust(padded(len(image)), b"\0"))
+        request.reply(body=b"".join(images), items=len(images), free=self._free())
+
+    def get_part(self, request: Request) -> None:
+        """Answers GET_PART.
+
+        What is summed for a table is a copy: a page of LMDB's file that the kernel drops and reads
+        again between two sums could hold other bytes then.
+        """
+        asked = decode_args(request.args, GetPart)
+        begin, end = _range(asked)
+        table = b""
+        with self._open_store().get(decode_key(asked.key)) as lease:
+            header = lease.header
+            if header.length != asked.length or header.checksum != asked.checksum:
+                raise DamageError("the chunk is not the one that the index knows")
+            payload = lease.image[IMAGE_HEADER_BYTES:]
+            if asked.table:
+                payload = memoryview(bytes(payload))
+                table = _table_of(payload, asked.checksum, self._checksum())
+            body = bytes(payload[begin:end])
+        request.reply(args=table, body=body, items=asked.count, free=self._free())
+
     def list(self, request: Request) -> None:
         """Answers LIST."""
         store = self._open_store()
@@ -62,3 +116,30 @@ class Reads:
             raise ProtocolError("LIST with an impossible key or count")
         headers = store.headers(asked.after, min(asked.count, LIST_COUNT_MAX))
         request.reply(body=b"".join(headers), items=len(headers), free=self._free())
+
+
+def _range(asked: GetPart) -> tuple[int, int]:
+    """Payload bytes that are asked for.  Raises ProtocolError for impossible ones."""
+    begin = asked.first * PART_BLOCK_BYTES
+    end = min(begin + asked.count * PART_BLOCK_BYTES, asked.length)
+    if (
+        len(asked.key) != KEY_BYTES
+        or len(asked.checksum) != CHECKSUM_BYTES
+        or asked.length > PART_CHUNK_BYTES_MAX
+        or not 0 <= begin < end
+        or end - begin > PART_READ_BYTES_MAX + PART_BLOCK_BYTES
+    ):
+        raise ProtocolError("GET_PART of impossible blocks")
+    return begin, end
+
+
+def _table_of(payload: memoryview, wanted: bytes, checksum: ChecksumFunction) -> bytes:
+    """The sums of all blocks.  Raises DamageError if the sum of all bytes is another one."""
+    if checksum(payload) != wanted:
+        raise DamageError("the chunk holds other bytes: checksum is wrong")
+    return b"".join(
+        [
+            checksum(payload[at : at + PART_BLOCK_BYTES])
+            for at in range(0, len(payload), PART_BLOCK_BYTES)
+        ]
+    )

@@ -108,7 +108,7 @@ class StoreService:
         """Whether it has closed because rank 0 was silent."""
         self._checkup = checkup = Checkup(volume_folder, self._being_served)
         self._fetcher = Fetcher(peers, self._being_written)
-        reads = Reads(self._open_store, lambda: self._free)
+        reads = Reads(self._open_store, lambda: self._sum, lambda: self._free)
         self._handlers: dict[int, Callable[[Request], None]] = {
             Kind.HELLO: self._hello,
             Kind.SERVE: self._serve,
@@ -121,6 +121,8 @@ class StoreService:
             Kind.RETIRE: partial(checkup.submit, self._retire),
             Kind.PUT: self._put,
             Kind.GET: reads.get,
+            Kind.GET_PART: reads.get_part,
+            Kind.GET_MANY: reads.get_many,
             Kind.DELETE: self._delete,
             Kind.LIST: reads.list,
             Kind.VERIFY: partial(checkup.submit, checkup.verify),

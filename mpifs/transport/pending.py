@@ -15,9 +15,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import time
-from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from mpifs import faultpoint
 from mpifs.core.checksum import Buffer
@@ -37,8 +36,7 @@ from mpifs.transport.endpoint import TAG_REPLY_DATA_BASE, Bell, Endpoint, Operat
 _NOTHING = memoryview(b"")
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """A good answer.  `args` and an inline `body` are copies; else `body` lies in `into`."""
 
     header: Header

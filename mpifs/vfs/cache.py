@@ -14,7 +14,7 @@ from collections.abc import Callable
 from mpifs.core.buffers import BufferPool
 from mpifs.core.errors import MpifsError, PosixError
 from mpifs.core.image import IMAGE_HEADER_BYTES
-from mpifs.core.limits import REQUEST_TIMEOUT_S
+from mpifs.core.limits import PART_HOT_COUNT, PART_WINDOW_COUNT, REQUEST_TIMEOUT_S
 from mpifs.core.types import ChunkKey, ChunkRef
 
 
@@ -32,16 +32,69 @@ class _Entry:
         self.is_own = True
 
 
+class Lent:
+    """A chunk's payload in the cache's own memory; it stays there until `close`, or the end of the
+    `with` block."""
+
+    __slots__ = ("_cache", "_entry", "payload")
+
+    def __init__(self, cache: ChunkCache, entry: _Entry, payload: memoryview) -> None:
+        self._cache = cache
+        self._entry = entry
+        self.payload = payload
+        """Of the whole chunk, or the part that was asked for."""
+
+    def __enter__(self) -> Lent:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Once."""
+        self._cache.release(self._entry)
+
+
+class _Heat:
+    """Tells which chunks are read part after part so often that all of them should be here.
+
+    A hot chunk gets PART_HOT_COUNT of PART_WINDOW_COUNT reads of parts, or more if it is so large
+    that half the cache would not hold all chunks that get as many.  A file much larger than the
+    cache that is read evenly has none.  Any thread; counts lost between threads do no harm.
+    """
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._counts: dict[ChunkKey, int] = {}
+        self._left = 0
+
+    def note(self, key: ChunkKey, length: int) -> bool:
+        """Counts a read of a part; True if the chunk is hot."""
+        if self._left <= 0:
+            self._left = PART_WINDOW_COUNT
+            self._counts = {}
+        self._left -= 1
+        counts = self._counts
+        count = counts[key] = counts.get(key, 0) + 1
+        return count >= PART_HOT_COUNT and count * self._bytes_max >= 2 * length * PART_WINDOW_COUNT
+
+
 class ChunkCache:
     """Bounded by `bytes_max`; least recently used chunks leave first.  Any thread may call.
 
+    `fetch` brings a whole chunk, `fetch_part` fills a buffer with a part of one or says False.
     `lock` guards the table, the byte count and every entry's `users`.
     """
 
     def __init__(
-        self, fetch: Callable[[ChunkKey, ChunkRef, bytearray], memoryview], bytes_max: int
+        self,
+        fetch: Callable[[ChunkKey, ChunkRef, bytearray], memoryview],
+        fetch_part: Callable[[ChunkKey, ChunkRef, int, memoryview], bool],
+        bytes_max: int,
     ) -> None:
         self._fetch = fetch
+        self._fetch_part = fetch_part
+        self._heat = _Heat(bytes_max)
         self._bytes_max = bytes_max
         self._lock = threading.Lock()
         self._entries: OrderedDict[ChunkKey, _Entry] = OrderedDict()
@@ -49,6 +102,8 @@ class ChunkCache:
         self.bytes_used = 0
         self.hits = 0
         self.misses = 0
+        self.parts = 0
+        """Misses for which a part of the chunk was fetched; roughly, threads may lose counts."""
 
     def copy(self, key: ChunkKey, ref: ChunkRef, start: int, into: memoryview) -> None:
         """Copies payload bytes from `start` on, fetching the chunk when it is not here.
@@ -56,22 +111,55 @@ class ChunkCache:
         Raises what the fetch raises; a failed chunk is not kept.
         Requires: start + len(into) <= ref.length.
         """
+        with self.lend(key, ref) as lent:
+            into[:] = lent.payload[start : start + len(into)]
+
+    def lend(self, key: ChunkKey, ref: ChunkRef) -> Lent:
+        """The payload itself, fetched when it is not here; close it soon.  Raises as `copy`."""
         entry, is_mine = self._acquire(key, ref)
         if entry.error is not None and not is_mine:
             # Another reader's fetch: it may have known only where the chunk was before it moved.
-            self._release(entry)
+            self.release(entry)
             entry, _ = self._acquire(key, ref)
-        try:
-            if entry.payload is None:
-                raise entry.error or MpifsError(f"chunk {key} was not fetched in time")
-            into[:] = entry.payload[start : start + len(into)]
-        finally:
-            self._release(entry)
+        if entry.payload is None:
+            self.release(entry)
+            raise entry.error or MpifsError(f"chunk {key} was not fetched in time")
+        return Lent(self, entry, entry.payload)
+
+    def copy_part(self, key: ChunkKey, ref: ChunkRef, start: int, into: memoryview) -> None:
+        """As `copy`, for a reader that will hardly want the rest of the chunk."""
+        if (
+            key not in self._entries
+            and not self._heat.note(key, ref.length)
+            and self._fetch_part(key, ref, start, into)
+        ):
+            self.misses += 1
+            self.parts += 1
+        else:
+            self.copy(key, ref, start, into)
+
+    def __contains__(self, key: ChunkKey) -> bool:
+        """Whether the chunk is here or being fetched."""
+        return key in self._entries
+
+    def put(self, key: ChunkKey, payload: memoryview) -> None:
+        """Copies in what was fetched, and verified, otherwise; nothing if it is here already."""
+        end = IMAGE_HEADER_BYTES + len(payload)
+        entry = _Entry(self._pool.take(len(payload)))
+        entry.buffer[IMAGE_HEADER_BYTES:end] = payload
+        entry.payload = memoryview(entry.buffer)[IMAGE_HEADER_BYTES:end]
+        entry.users = 0
+        entry.ready.set()
+        with self._lock:
+            if key not in self._entries:
+                self._entries[key] = entry
+                self.bytes_used += len(entry.buffer)
+                self._shrink(key)
 
     def prefetch(self, key: ChunkKey, ref: ChunkRef) -> None:
         """Fetches a chunk if it is not here; errors are left to the real read."""
         if key not in self._entries:
-            self._release(self._acquire(key, ref)[0])
+            self.release(self._acquire(key, ref)[0])
 
     def forget(self, inode: int) -> None:
         """Drops the chunks of an inode (its caches are dropped for a cold measurement)."""
@@ -116,7 +204,8 @@ class ChunkCache:
             mine.ready.set()
         return mine, True
 
-    def _release(self, entry: _Entry) -> None:
+    def release(self, entry: _Entry) -> None:
+        """One user less."""
         with self._lock:
             entry.users -= 1
             if entry.users < 0:

@@ -19,6 +19,7 @@ from mpifs.data.scatter import Scatter
 from mpifs.index.index import Index
 from mpifs.index.inode import Inode
 from mpifs.vfs import protection
+from mpifs.vfs.cache import Lent
 from mpifs.vfs.committer import Committer
 from mpifs.vfs.directories import Directories
 from mpifs.vfs.files import Files, Opened, stat_of
@@ -122,8 +123,7 @@ class Vfs:
             if gid != -1:
                 inode.gid = gid
             if not stat.S_ISDIR(inode.mode) and not stat.S_ISLNK(inode.mode):
-                drop = stat.S_ISUID | (stat.S_ISGID if inode.mode & stat.S_IXGRP else 0)
-                inode.mode &= ~drop
+                inode.mode = protection.without_set_id(inode.mode)
             inode.ctime_ns = time.time_ns()
         self._touched(inode, path)
 
@@ -156,7 +156,8 @@ class Vfs:
         """truncate(2), ftruncate(2)."""
         inode = self._names.find(path, fh)
         protection.check_change(inode)
-        self.files.truncate(inode, size, self._names.alias(path) if inode.nlink > 1 else None)
+        alias = self._names.alias(path) if inode.nlink > 1 else None
+        self.files.truncate(inode, size, alias, caller)
 
     # Names
 
@@ -201,7 +202,7 @@ class Vfs:
     def create(self, path: bytes, mode: int, flags: int, caller: Caller) -> Opened:
         """open(2) with O_CREAT of a name that is not there."""
         inode, alias = self._names.make(path, stat.S_IFREG | stat.S_IMODE(mode), caller)
-        return self.files.open(inode, flags, alias, is_new=True)
+        return self.files.open(inode, flags, alias, caller, is_new=True)
 
     def open(self, path: bytes, flags: int, caller: Caller | None = None) -> Opened:
         """open(2) of what is there; truncates when O_TRUNC is among the flags."""
@@ -211,15 +212,19 @@ class Vfs:
         protection.check_open(inode, flags)
         alias = self._names.alias(path) or (inode.parent, inode.name)
         self._names.seen(inode, alias)
-        return self.files.open(inode, flags, alias)
+        return self.files.open(inode, flags, alias, caller)
 
     def read(self, fh: int, into: memoryview, offset: int) -> int:
         """pread(2) into a buffer; returns the bytes read."""
         return self.files.read(self._handles.file(fh), into, offset)
 
+    def lend(self, fh: int, size: int, offset: int) -> Lent | None:
+        """pread(2) without a copy, if the bytes lie together in memory; None: `read` them."""
+        return self.files.lend(self._handles.file(fh), size, offset)
+
     def write(self, fh: int, data: memoryview, offset: int, caller: Caller | None = None) -> int:
         """pwrite(2); returns the bytes taken."""
-        return self.files.write(self._handles.file(fh), data, offset)
+        return self.files.write(self._handles.file(fh), data, offset, caller)
 
     def flush(self, fh: int) -> None:
         """close(2) of one descriptor."""
@@ -233,21 +238,28 @@ class Vfs:
         """fsync(2): returns when data and index are durable."""
         self.files.fsync(self._handles.file(fh).inode)
 
-    def fallocate(self, fh: int, mode: int, offset: int, length: int) -> None:
+    def fallocate(
+        self, fh: int, mode: int, offset: int, length: int, caller: Caller | None = None
+    ) -> None:
         """fallocate(2)."""
-        self.files.allocate(self._handles.file(fh), mode, offset, length)
+        self.files.allocate(self._handles.file(fh), mode, offset, length, caller)
 
     def lseek(self, fh: int, offset: int, whence: int) -> int:
         """lseek(2) with SEEK_DATA or SEEK_HOLE."""
         return self.files.seek(self._handles.file(fh), offset, whence)
 
     def copy_file_range(
-        self, fh_in: int, offset_in: int, fh_out: int, offset_out: int, length: int
+        self,
+        fh_in: int,
+        offset_in: int,
+        fh_out: int,
+        offset_out: int,
+        length: int,
+        caller: Caller | None = None,
     ) -> int:
         """copy_file_range(2); returns the bytes copied."""
-        return self.files.copy_range(
-            self._handles.file(fh_in), offset_in, self._handles.file(fh_out), offset_out, length
-        )
+        source, target = self._handles.file(fh_in), self._handles.file(fh_out)
+        return self.files.copy_range(source, offset_in, target, offset_out, length, caller)
 
     # Directories
 
@@ -271,6 +283,11 @@ class Vfs:
         self.committer.commit()
 
     # Extended attributes
+
+    @property
+    def has_xattrs(self) -> bool:
+        """Whether any file may have attributes other than mpifs's own."""
+        return self.index.has_xattrs
 
     def setxattr(self, path: bytes, name: bytes, value: bytes, flags: int = 0) -> None:
         """setxattr(2)."""

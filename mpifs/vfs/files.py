@@ -10,15 +10,16 @@ from typing import NamedTuple
 
 from mpifs.core.errors import PosixError
 from mpifs.core.limits import FILE_BYTES_MAX, INDEX_REF_BYTES
-from mpifs.core.types import Stat
+from mpifs.core.types import Caller, Stat
 from mpifs.index.index import Index
 from mpifs.index.inode import Inode
 from mpifs.vfs.aliases import Name
+from mpifs.vfs.cache import Lent
 from mpifs.vfs.committer import Committer
 from mpifs.vfs.file_data import FileData
 from mpifs.vfs.handles import FileHandle, Handles
 from mpifs.vfs.names import Names
-from mpifs.vfs.protection import check_change
+from mpifs.vfs.protection import SET_ID, check_change, drop_set_id
 from mpifs.vfs.reader import Reader
 from mpifs.vfs.writeback import WriteBack
 
@@ -82,7 +83,15 @@ class Files:
         self._names = names
         self._noatime = noatime
 
-    def open(self, inode: Inode, flags: int, alias: Name, is_new: bool = False) -> Opened:
+    def open(
+        self,
+        inode: Inode,
+        flags: int,
+        alias: Name,
+        caller: Caller | None = None,
+        *,
+        is_new: bool = False,
+    ) -> Opened:
         """Opens a regular file (or a node that the kernel lets through).
 
         Raises EISDIR; ENOENT if it was removed while this call was on its way: its data may be
@@ -101,28 +110,37 @@ class Files:
             self._handles.remove(number)
             self._index.unpin(inode)
             raise PosixError(errno.ENOENT)
-        if flags & os.O_TRUNC and not is_new and inode.size:
-            self.truncate(inode, 0, alias)
+        if flags & os.O_TRUNC and not is_new:
+            self.truncate(inode, 0, alias, caller)
         is_shared = self._names.is_shared(inode)
         return Opened(number, is_shared and bool(flags & os.O_APPEND), not is_shared)
 
     def read(self, handle: FileHandle, into: memoryview, offset: int) -> int:
         """Returns the bytes read."""
-        inode = handle.inode
         count = self._reader.read(handle, into, offset)
-        if not self._noatime:
-            atime = inode.atime_ns
-            is_older = atime <= inode.mtime_ns or atime <= inode.ctime_ns
-            if is_older or time.time_ns() - atime > _DAY_NS:
-                self._touch_atime(inode)
+        self._touch_atime(handle.inode)
         return count
 
-    def _touch_atime(self, inode: Inode) -> None:
-        inode.atime_ns = time.time_ns()
-        self._index.touch(inode)
-        self._committer.kick()
+    def lend(self, handle: FileHandle, size: int, offset: int) -> Lent | None:
+        """As `read`, without a copy, if the bytes lie together; see Reader.lend."""
+        lent = self._reader.lend(handle, size, offset)
+        if lent is not None:
+            self._touch_atime(handle.inode)
+        return lent
 
-    def write(self, handle: FileHandle, source: memoryview, offset: int) -> int:
+    def _touch_atime(self, inode: Inode) -> None:
+        """As mount(8) has it for relatime."""
+        if self._noatime:
+            return
+        atime, now = inode.atime_ns, time.time_ns()
+        if atime <= inode.mtime_ns or atime <= inode.ctime_ns or now - atime > _DAY_NS:
+            inode.atime_ns = now
+            self._index.touch(inode)
+            self._committer.kick()
+
+    def write(
+        self, handle: FileHandle, source: memoryview, offset: int, caller: Caller | None = None
+    ) -> int:
         """Returns the bytes taken.  Raises EBADF, EFBIG, ENOSPC, or the file's pending error."""
         if not handle.can_write:
             raise PosixError(errno.EBADF)
@@ -145,13 +163,17 @@ class Files:
             if handle.flags & os.O_APPEND and inode.nlink > 1:
                 offset = inode.size  # the kernel knows each name's size apart, this one's late
             self._writeback.write(data, source, offset)
+            if inode.mode & SET_ID:
+                drop_set_id(inode, caller)
             inode.mtime_ns = inode.ctime_ns = time.time_ns()
             self._index.touch(inode)
         if inode.nlink > 1:
             self._names.changed(inode, handle.alias)
         return size
 
-    def truncate(self, inode: Inode, size: int, alias: Name | None) -> None:
+    def truncate(
+        self, inode: Inode, size: int, alias: Name | None, caller: Caller | None = None
+    ) -> None:
         """Raises EINVAL, EISDIR, EFBIG."""
         if stat.S_ISDIR(inode.mode):
             raise PosixError(errno.EISDIR)
@@ -161,12 +183,20 @@ class Files:
             raise PosixError(errno.EFBIG)
         with self._writeback.locked(inode) as data:
             self._writeback.truncate(data, size)
+            drop_set_id(inode, caller)
             inode.mtime_ns = inode.ctime_ns = time.time_ns()
             self._index.touch(inode)
         self._committer.kick()
         self._names.changed(inode, alias)
 
-    def allocate(self, handle: FileHandle, mode: int, offset: int, length: int) -> None:
+    def allocate(
+        self,
+        handle: FileHandle,
+        mode: int,
+        offset: int,
+        length: int,
+        caller: Caller | None = None,
+    ) -> None:
         """fallocate(2): modes 0, KEEP_SIZE, PUNCH_HOLE and ZERO_RANGE; others EOPNOTSUPP."""
         if not handle.can_write:
             raise PosixError(errno.EBADF)
@@ -190,6 +220,7 @@ class Files:
                 self._writeback.zero(data, offset, min(end, inode.size))
             if not mode & _KEEP_SIZE and end > inode.size:
                 self._writeback.truncate(data, end)
+            drop_set_id(inode, caller)
             inode.mtime_ns = inode.ctime_ns = time.time_ns()
             self._index.touch(inode)
         self._committer.kick()
@@ -230,7 +261,13 @@ class Files:
         return size
 
     def copy_range(
-        self, source: FileHandle, offset: int, target: FileHandle, to: int, length: int
+        self,
+        source: FileHandle,
+        offset: int,
+        target: FileHandle,
+        to: int,
+        length: int,
+        caller: Caller | None = None,
     ) -> int:
         """copy_file_range(2) by way of memory, at most one chunk a call."""
         length = min(length, source.inode.size - offset, source.inode.chunk_size)
@@ -240,7 +277,7 @@ class Files:
             raise PosixError(errno.EINVAL)
         buffer = memoryview(bytearray(length))
         count = self.read(source, buffer, offset)
-        return self.write(target, buffer[:count], to) if count else 0
+        return self.write(target, buffer[:count], to, caller) if count else 0
 
     def flush(self, handle: FileHandle) -> None:
         """close(2): the data is on its way within the commit interval; remembered errors now."""

@@ -1,21 +1,27 @@
-"""Immutable and append-only files (chattr(1) +i and +a, ioctl_iflags(2)).
+"""Immutable and append-only files (chattr(1) +i and +a, ioctl_iflags(2)); set-id bits.
 
 The kernel knows these flags of its own file systems only; so the vfs refuses with EPERM what they
 forbid.  That only a privileged caller changes them is the kernel's check.
+
+Set-id bits: with HANDLE_KILLPRIV_V2 (fuse/handshake.py) the vfs takes them off a file whose content
+an unprivileged caller changes; without it the kernel does the same first.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import stat
 
 from mpifs.core.errors import PosixError
 from mpifs.core.records import FLAG_APPEND, FLAG_IMMUTABLE
+from mpifs.core.types import Caller
 from mpifs.index.inode import Inode
 
 FS_IMMUTABLE = 0x10
 FS_APPEND = 0x20
 _EITHER = FLAG_IMMUTABLE | FLAG_APPEND
+SET_ID = stat.S_ISUID | stat.S_ISGID
 
 
 def check_change(inode: Inode) -> None:
@@ -55,3 +61,15 @@ def set_flags(inode: Inode, flags: int) -> None:
     inode.flags &= ~_EITHER
     inode.flags |= FLAG_IMMUTABLE if flags & FS_IMMUTABLE else 0
     inode.flags |= FLAG_APPEND if flags & FS_APPEND else 0
+
+
+def without_set_id(mode: int) -> int:
+    """`mode` as a change of the content or owner leaves it: set-gid without group execute is not
+    a privilege (inode(7))."""
+    return mode & ~(stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0))
+
+
+def drop_set_id(inode: Inode, caller: Caller | None) -> None:
+    """The content of a file is changed.  Requires: the lock of the index or the file is held."""
+    if inode.mode & SET_ID and caller is not None and caller.uid:
+        inode.mode = without_set_id(inode.mode)

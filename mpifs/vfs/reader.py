@@ -11,17 +11,20 @@ from mpifs.core.errors import ChunkMissingError, DamageError
 from mpifs.core.layout import extents
 from mpifs.core.limits import (
     IDLE_LOOK_S,
+    PART_READ_BYTES_MAX,
     READ_TRIES,
     READAHEAD_CHUNKS_MAX,
     READAHEAD_QUEUE_MAX,
+    SMALL_FILE_BYTES_MAX,
 )
 from mpifs.core.types import ChunkKey, ChunkRef
 from mpifs.index.index import Index
 from mpifs.index.inode import Inode
-from mpifs.vfs.cache import ChunkCache
+from mpifs.vfs.cache import ChunkCache, Lent
 from mpifs.vfs.chunk_buffer import ChunkBuffer
 from mpifs.vfs.file_data import FileData
 from mpifs.vfs.handles import FileHandle
+from mpifs.vfs.small_ahead import SmallAhead
 
 
 def copy_zeros(into: memoryview) -> None:
@@ -29,10 +32,24 @@ def copy_zeros(into: memoryview) -> None:
     into[:] = bytes(len(into))
 
 
+def _is_near(handle: FileHandle, offset: int) -> bool:
+    """Whether a read begins at most a chunk away from where the last one ended: the reader goes
+    on, or will want the rest of the chunk soon.  A handle begins at offset 0."""
+    return abs(offset - handle.read_end) <= handle.inode.chunk_size
+
+
 class Reader:
     """Reads of any file; any thread.  Takes FileData.lock only to copy from dirty buffers."""
 
-    def __init__(self, index: Index, cache: ChunkCache, threads: int, ahead_bytes: int) -> None:
+    def __init__(
+        self,
+        index: Index,
+        cache: ChunkCache,
+        small_ahead: SmallAhead,
+        threads: int,
+        ahead_bytes: int,
+    ) -> None:
+        self._small_ahead = small_ahead
         self._ahead_bytes = ahead_bytes
         self._index = index
         self.cache = cache
@@ -48,6 +65,7 @@ class Reader:
 
     def close(self) -> None:
         """Ends the readahead threads."""
+        self._small_ahead.close()
         self._is_closing = True
         for _ in self._threads:
             self._wanted.release()
@@ -62,13 +80,42 @@ class Reader:
         if length <= 0:
             return 0
         chunk_size = inode.chunk_size
+        if size <= SMALL_FILE_BYTES_MAX and not offset:
+            self._small_ahead.note(handle)
+        is_part = length <= PART_READ_BYTES_MAX and not _is_near(handle, offset)
         for extent in extents(offset, length, chunk_size):
             part = into[extent.position : extent.position + extent.length]
-            self._read_extent(inode, extent.chunk, extent.start, part)
+            self._read_extent(inode, extent.chunk, extent.start, part, is_part)
         self._read_ahead(handle, offset, length, size)
         return length
 
-    def _read_extent(self, inode: Inode, chunk: int, start: int, into: memoryview) -> None:
+    def lend(self, handle: FileHandle, size: int, offset: int) -> Lent | None:
+        """What a read of `size` bytes gives, where it lies in the cache; close it soon.
+
+        None if it is not the stored bytes of one chunk, or they cannot be had: then `read` it.
+        """
+        inode = handle.inode
+        length = min(size, inode.size - offset)
+        chunk, start = divmod(offset, inode.chunk_size)
+        data = inode.data
+        if isinstance(data, FileData) and data.has_unwritten:
+            return None
+        if length <= 0 or start + length > inode.chunk_size:
+            return None
+        try:
+            ref = self._index.ref(inode, chunk)
+            if ref is None or start + length > ref.length:
+                return None
+            lent = self.cache.lend(ChunkKey(inode.ino, chunk, ref.generation), ref)
+        except OSError:
+            return None  # rewritten or moved meanwhile, perhaps: `read` looks again
+        lent.payload = lent.payload[start : start + length]
+        self._read_ahead(handle, offset, length, inode.size)
+        return lent
+
+    def _read_extent(
+        self, inode: Inode, chunk: int, start: int, into: memoryview, is_part: bool
+    ) -> None:
         data = inode.data
         if isinstance(data, FileData) and data.has_unwritten:
             with data.lock:
@@ -82,7 +129,7 @@ class Reader:
                 copy_zeros(into)
                 return
             try:
-                self._copy_stored(inode.ino, chunk, ref, start, into)
+                self._copy_stored(inode.ino, chunk, ref, start, into, is_part)
                 return
             except (ChunkMissingError, DamageError):
                 newer = self._index.ref(inode, chunk)
@@ -124,22 +171,28 @@ class Reader:
         buffer.fill(base)
 
     def _copy_stored(
-        self, ino: int, chunk: int, ref: ChunkRef, start: int, into: memoryview
+        self,
+        ino: int,
+        chunk: int,
+        ref: ChunkRef,
+        start: int,
+        into: memoryview,
+        is_part: bool = False,
     ) -> None:
         stored = min(len(into), max(0, ref.length - start))
         if stored:
             key = ChunkKey(ino, chunk, ref.generation)
-            self.cache.copy(key, ref, start, into[:stored])
+            copy = self.cache.copy_part if is_part else self.cache.copy
+            copy(key, ref, start, into[:stored])
         if stored < len(into):
             copy_zeros(into[stored:])
 
     def _read_ahead(self, handle: FileHandle, offset: int, length: int, size: int) -> None:
         """Asks for the next chunks once a reader has read on where it left off, twice."""
         end = offset + length
-        gap = offset - handle.read_end
-        if -handle.inode.chunk_size <= gap <= handle.inode.chunk_size and end > handle.read_end:
+        if _is_near(handle, offset) and end > handle.read_end:
             handle.read_streak += 1
-        elif gap:
+        elif offset != handle.read_end:
             handle.read_streak = 0
             handle.ahead = 0
         handle.read_end = end

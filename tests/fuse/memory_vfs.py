@@ -275,6 +275,8 @@ class MemoryVfs:
         node.xattrs[name] = value
         self.changed(node)
 
+    has_xattrs = True  # so that every name comes here
+
     def getxattr(self, path: bytes, name: bytes) -> bytes:
         if name.startswith(b"system.posix_acl_"):
             raise fail(errno.EOPNOTSUPP)
@@ -320,6 +322,9 @@ class MemoryVfs:
         into[: len(part)] = part
         return len(part)
 
+    def lend(self, fh: int, size: int, offset: int) -> None:
+        """Always `read`."""
+
     def write(self, fh: int, data: memoryview, offset: int, caller: Caller) -> int:
         self.count("write")
         node = self.handles[fh][0]
@@ -341,7 +346,7 @@ class MemoryVfs:
     def fsync(self, fh: int, datasync: bool = False) -> None:
         self.count("fsync")
 
-    def fallocate(self, fh: int, mode: int, offset: int, length: int) -> None:
+    def fallocate(self, fh: int, mode: int, offset: int, length: int, caller: Caller) -> None:
         if mode & ~3:
             raise fail(errno.EOPNOTSUPP)
         with self.lock:
@@ -368,11 +373,13 @@ class MemoryVfs:
             return len(data)
         raise fail(errno.ENXIO)
 
-    def copy_file_range(self, fh_in: int, at: int, fh_out: int, to: int, length: int) -> int:
+    def copy_file_range(
+        self, fh_in: int, at: int, fh_out: int, to: int, length: int, caller: Caller
+    ) -> int:
         self.count("copy_file_range")
         with self.lock:
             part = bytes(self.handles[fh_in][0].data[at : at + length])
-        return self.write(fh_out, memoryview(part), to, Caller(0, 0)) if part else 0
+        return self.write(fh_out, memoryview(part), to, caller) if part else 0
 
     # folders
 

@@ -41,12 +41,21 @@ def test_set_id_bits_are_cleared(here: Path) -> None:
         with opened(path, os.O_WRONLY) as fd:
             os.ftruncate(fd, 1)
 
+    def reopen(path: Path) -> None:
+        os.close(os.open(path, os.O_WRONLY | os.O_TRUNC))
+
+    def allocate(path: Path) -> None:
+        with opened(path, os.O_WRONLY) as fd:
+            os.posix_fallocate(fd, 0, 100)
+
     wrong = []
     for mode, want in ((0o6777, 0o777), (0o4766, 0o766), (0o2777, 0o777), (0o4777, 0o777)):
         for name, action in (
             ("write", write),
             ("truncate", lambda p: os.truncate(p, 2)),
             ("ftruncate", ftruncate),
+            ("open with O_TRUNC", reopen),
+            ("fallocate", allocate),
         ):
             path = put(here / f"{name}{mode:o}", b"12345")
             os.chmod(path, mode)
@@ -71,6 +80,29 @@ def test_set_id_bits_are_cleared(here: Path) -> None:
     if mode_of(folder) != 0o6755:
         wrong.append(f"chown of a folder: {mode_of(folder):o}")
     assert not wrong, "\n".join(wrong)
+
+
+@needs_root
+def test_an_empty_file_loses_its_set_id_bits_by_o_trunc(here: Path) -> None:
+    path = put(here / "empty")
+    os.chmod(path, 0o6777)
+    as_user(lambda: os.close(os.open(path, os.O_WRONLY | os.O_TRUNC)))
+    assert mode_of(path) == 0o777
+
+
+@needs_root
+def test_a_write_takes_capabilities_away(here: Path) -> None:
+    """The kernel asks for them before the first write only, and must find what was set since."""
+    name, value = "security.capability", bytes.fromhex("0100000200040000000000000000000000000000")
+    path = put(here / "program", b"12345")
+    with opened(path, os.O_WRONLY) as fd:
+        for _ in range(2):
+            os.pwrite(fd, b"x", 0)
+            os.setxattr(path, name, value)
+            assert os.getxattr(path, name) == value
+            os.pwrite(fd, b"y", 0)
+            with pytest.raises(OSError, match="No data available"):
+                os.getxattr(path, name)
 
 
 @needs_root

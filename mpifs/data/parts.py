@@ -1,0 +1,167 @@
+"""Parts: a few blocks of a chunk instead of all of it, for small reads at random.
+
+Each block is compared with the table of the chunk's block sums.  A table comes from a worker that
+has compared the whole chunk with the index's checksum in the same moment; so never a byte is
+handed out that was not verified.  Anything else than good bytes is left to the whole chunk's fetch
+(gather.py), which knows about damage, replicas and dead workers.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+
+from mpifs.core.checksum import CHECKSUM_BYTES, function_of
+from mpifs.core.errors import tells_damage
+from mpifs.core.image import encode_key
+from mpifs.core.limits import (
+    PART_BLOCK_BYTES,
+    PART_CHUNK_BYTES_MAX,
+    PART_CHUNK_BYTES_MIN,
+    PART_TABLE_BYTES_MAX,
+)
+from mpifs.core.messages import GetPart, Kind, encode_args
+from mpifs.core.types import ChecksumKind, ChunkKey, ChunkRef
+from mpifs.data.stores import Stores
+from mpifs.transport.client import Client
+
+log = logging.getLogger(__name__)
+
+_ENTRY_BYTES = 300  # of a table's key and its place, beside its sums.
+
+
+class BlockTables:
+    """Tables of block sums by chunk key; the least recently used leave first.  Any thread.
+
+    A key holds the generation, so a table can never be stale.  `_lock` guards all fields.
+    """
+
+    def __init__(self, bytes_max: int = PART_TABLE_BYTES_MAX) -> None:
+        self._bytes_max = bytes_max
+        self._lock = threading.Lock()
+        self._tables: OrderedDict[ChunkKey, bytes] = OrderedDict()
+        self.bytes_used = 0
+
+    def get(self, key: ChunkKey) -> bytes | None:
+        """The table of a chunk, if it is here."""
+        with self._lock:
+            table = self._tables.get(key)
+            if table is not None:
+                self._tables.move_to_end(key)
+            return table
+
+    def put(self, key: ChunkKey, table: bytes) -> None:
+        """Keeps a table."""
+        with self._lock:
+            self._drop(key)
+            self._tables[key] = table
+            self.bytes_used += len(table) + _ENTRY_BYTES
+            while self.bytes_used > self._bytes_max:
+                self._drop(next(iter(self._tables)))
+
+    def drop(self, key: ChunkKey) -> None:
+        """Forgets a table."""
+        with self._lock:
+            self._drop(key)
+
+    def _drop(self, key: ChunkKey) -> None:
+        table = self._tables.pop(key, None)
+        if table is not None:
+            self.bytes_used -= len(table) + _ENTRY_BYTES
+
+
+class Parts:
+    """Fetches parts of chunks; any thread may call.
+
+    `on_damage` as in Gather.  Here it hears only of stores that have replicas beside them: the
+    whole chunk's fetch, which comes next, may ask another one first.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        stores: Stores,
+        kind: ChecksumKind,
+        on_damage: Callable[[ChunkKey, ChunkRef, int, str], None],
+    ) -> None:
+        self._client = client
+        self._stores = stores
+        self._sum = function_of(kind)
+        self._on_damage = on_damage
+        self.tables = BlockTables()
+
+    def read(self, key: ChunkKey, ref: ChunkRef, start: int, into: memoryview) -> bool:
+        """Fills `into` with verified bytes of the chunk from `start` on.
+
+        False if the whole chunk must be fetched; `into` is as it was then.
+        Requires: 0 < len(into), start + len(into) <= ref.length.
+        """
+        if not PART_CHUNK_BYTES_MIN < ref.length <= PART_CHUNK_BYTES_MAX:
+            return False
+        first = start // PART_BLOCK_BYTES
+        count = (start + len(into) - 1) // PART_BLOCK_BYTES + 1 - first
+        store = self._choose(ref.stores, first)
+        table = self.tables.get(key)
+        try:
+            body = self._fetch(store, key, ref, first, count, table)
+            if body is None and table is not None:
+                # Damaged on the way, or in the store since: it shall sum the chunk once more.
+                self.tables.drop(key)
+                body = self._fetch(store, key, ref, first, count, None)
+        except OSError as error:
+            log.info("part of %s: %s", key, error)
+            if len(ref.stores) > 1 and tells_damage(error):
+                self._on_damage(key, ref, store, str(error))
+            return False
+        if body is None:
+            log.info("part of %s did not come as it should", key)
+            return False
+        skip = start - first * PART_BLOCK_BYTES
+        into[:] = body[skip : skip + len(into)]
+        return True
+
+    def _fetch(
+        self,
+        store: int,
+        key: ChunkKey,
+        ref: ChunkRef,
+        first: int,
+        count: int,
+        table: bytes | None,
+    ) -> memoryview | None:
+        """The blocks, verified; None if they, or a table that was asked for, are wrong.
+
+        Memory of its own and not the reader's is received into: a late reply may still come.
+        """
+        is_new = table is None
+        asked = GetPart(encode_key(key), ref.length, ref.checksum, first, count, is_new)
+        rank = self._stores.rank_of(store)
+        reply = self._client.call(rank, Kind.GET_PART, args=encode_args(asked))
+        if table is None:
+            table = bytes(reply.args)
+            if len(table) != -(-ref.length // PART_BLOCK_BYTES) * CHECKSUM_BYTES:
+                return None
+        body = reply.body
+        begin = first * PART_BLOCK_BYTES
+        if len(body) != min(count * PART_BLOCK_BYTES, ref.length - begin):
+            return None
+        place = first * CHECKSUM_BYTES
+        for offset in range(0, len(body), PART_BLOCK_BYTES):
+            block = body[offset : offset + PART_BLOCK_BYTES]
+            if self._sum(block) != table[place : place + CHECKSUM_BYTES]:
+                return None
+            place += CHECKSUM_BYTES
+        if is_new:
+            self.tables.put(key, table)
+        return body
+
+    def _choose(self, stores: tuple[int, ...], turn: int) -> int:
+        """One of the stores, by turns; one that answers, if there is one."""
+        count = len(stores)
+        for step in range(count if count > 1 else 0):
+            store = stores[(turn + step) % count]
+            if self._stores.is_serving(store):
+                return store
+        return stores[0]
