@@ -2,11 +2,12 @@
 
     .venv/bin/python tools/bench_late.py FOLDER [--late-ms 5] [--readers 1,8] [--repeats 3]
 
-Mounts a fresh volume in FOLDER whose workers send every answer to a GET that much later (the fault
+Mounts a fresh volume in FOLDER whose workers send every answer to a read that much later (the fault
 point store.read; others are served meanwhile), and has 1 and then 8 processes read cold, each its
 own files, in turn.  Told are medians of the rate in sum and of the quotient:
 
-    small files       open, read and close of files of 64 KiB
+    small files       open, read and close of files of 64 KiB, in no order
+    small, in order   the same by name: some are fetched ahead for one reader already
     random            4 KiB at random places of a file of 128 MiB, nearly each in another chunk
     one large file    sequential: readahead has several chunks under way for one reader already
 
@@ -65,9 +66,10 @@ def works_of(phase: str, volume: BenchVolume, readers: int, seed: int) -> Works:
     for number in range(readers):
         folder = os.fspath(volume.mnt / f"r{number}")
         large = {"path": os.path.join(folder, "large"), "size": LARGE_BYTES}
-        if phase == "small files":
+        if phase.startswith("small"):
             words = {"folder": folder, "first": 0, "count": SMALL_COUNT, "size": SMALL_BYTES}
-            works.append(("read_small", words))
+            order = None if phase == "small, in order" else seed + number
+            works.append(("read_small", {**words, "seed": order}))
         elif phase == "random":
             words = {**large, "record": 4096, "count": RANDOM_COUNT, "seed": seed + number}
             works.append(("random_read", words))
@@ -81,6 +83,7 @@ def measure(volume: BenchVolume, crew: Drivers, counts: list[int], repeats: int)
     most = max(counts)
     for phase, unit, scale in (
         ("small files", "/s", 1),
+        ("small, in order", "/s", 1),
         ("random", "/s", 1),
         ("one large file", "MB/s", 1e6),
     ):

@@ -69,7 +69,7 @@ from mpifs.transport.request import Request
 
 _log = logging.getLogger(__name__)
 MASTER_RANK = 0
-_READS = (Kind.GET,)
+_READS = (Kind.GET, Kind.GET_PART, Kind.GET_MANY)
 """What a test can have answered late."""
 FREE_AGE_S = 0.05  # asking the disk and LMDB takes 15 µs, more than a small GET
 
