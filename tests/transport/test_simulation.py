@@ -42,7 +42,7 @@ def test_a_fetch_takes_latency_disk_and_link() -> None:
 def test_readers_wait_side_by_side() -> None:
     rates = []
     for readers in (1, 8):
-        rig = Rig(4, Costs(latency_s=0.005, is_near=True), PAGE)
+        rig = Rig(4, Costs(latency_s=0.02, is_near=True), PAGE)
         try:
             rates.append(simulate.read(rig, 80, readers, 0.0).rate)
         finally:
@@ -58,4 +58,4 @@ def test_a_wide_volume_packs_less() -> None:
             each.append(simulate.create(rig, 400).each)
         finally:
             rig.world.close()
-    assert each[0] > 4 * each[1]
+    assert each[0] > 2 * each[1]
