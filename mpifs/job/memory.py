@@ -16,7 +16,7 @@ import contextlib
 import ctypes
 import os
 
-from mpifs.core.limits import HEAP_TRIM_BYTES, HEAPS_MAX, INDEX_RESIDENT_BYTES_MAX
+from mpifs.core.limits import HEAP_TRIM_BYTES, HEAPS_MAX, INDEX_RESIDENT_BYTES_MAX, MAP_BYTES
 
 _M_ARENA_MAX = -8
 _MADV_DONTNEED = 4
@@ -54,7 +54,11 @@ class MemoryWatch:
 
     def _drop_pages(self) -> None:
         """Takes the index's pages out of the mapping, which no reader notices: nobody writes to
-        it, LMDB writes to the file."""
+        it, LMDB writes to the file.
+
+        Only out of a map of full size, which stays in its place.  A small one (ulimit -v) may be
+        exchanged just now, and its addresses be somebody's memory.
+        """
         with contextlib.suppress(OSError):
             length = -(-os.stat(self._path).st_size // _PAGE) * _PAGE
             with open("/proc/self/maps", "rb") as lines:
@@ -62,7 +66,8 @@ class MemoryWatch:
                     fields = line.rstrip(b"\n").split(None, 5)
                     if len(fields) == 6 and fields[5] == os.fsencode(self._path):
                         first, end = (int(number, 16) for number in fields[0].split(b"-"))
-                        self._madvise(first, min(length, end - first), _MADV_DONTNEED)
+                        if end - first == MAP_BYTES:
+                            self._madvise(first, length, _MADV_DONTNEED)
 
 
 def _resident() -> tuple[int, int]:
