@@ -1,6 +1,6 @@
 """What grows with the number of files: rates, the time of a mount, rank 0's memory.
 
-    .venv/bin/python tools/bench_many.py FOLDER [--files 1000000] [--few 10000] [--rounds 5]
+    .venv/bin/python tools/bench_many.py FOLDER [--files 1000000] [--few 10000] [--rounds 8]
 
 Two fresh volumes in FOLDER, with --few and --files files of 100 B, filled at rest by
 fill_volume.py (that is not measured), mounted side by side with default options.  In turn in both:
@@ -10,6 +10,7 @@ fill_volume.py (that is not measured), mounted side by side with default options
                       that holds up to 100,000; quotient of the medians and of each round
     ls -l             of `flat`, beside the null file system with as many files
     walk              every name and its attributes (find -size +1G), once
+    data              four files of 128 MiB written and read cold: fills buffers and cache
     memory            of rank 0 after each step: resident (VmRSS), of it anonymous (RssAnon: heaps,
                       buffers), mapped files (RssFile: programs, pages of the index, which the
                       kernel may take back) and shared memory (RssShmem: MPI)
@@ -36,6 +37,7 @@ from mpifs.bench.stage import rate_of
 FLAT_COUNT = 100_000
 CREATE_COUNT = 1000
 CREATE_BYTES = 4096
+DATA_BYTES = 128 << 20
 FIRST_NEW = 5_000_000
 """Number of the first file created through the mount: above all that were filled in."""
 
@@ -142,6 +144,21 @@ def walk(volume: BenchVolume) -> float:
     return time.perf_counter() - start
 
 
+def use_data(volume: BenchVolume, crew: Drivers) -> None:
+    """Fills the buffers and the cache of rank 0: files written and read by four processes."""
+    paths = [os.fspath(volume.mnt / f"data{number}") for number in range(4)]
+    words = {"size": DATA_BYTES, "record": 1 << 20}
+    crew.run(
+        [
+            ("write", {**words, "path": path, "seed": 1, "fsync": True, "fresh": True})
+            for path in paths
+        ]
+    )
+    crew.run([("drop", {"paths": paths})])
+    volume.place.drop_own_caches()
+    crew.run([("read", {**words, "path": path}) for path in paths])
+
+
 def measure(volumes: list[BenchVolume], home: Path, words: argparse.Namespace) -> None:
     """Everything, in the order of the page above."""
     for volume, count in zip(volumes, (words.few, words.files), strict=True):
@@ -156,6 +173,8 @@ def measure(volumes: list[BenchVolume], home: Path, words: argparse.Namespace) -
         took = walk(volumes[1])
         print(f"walk over {words.files} files: {took:.1f} s")
         say_memory(volumes[1:], "walk")
+        use_data(volumes[1], crew)
+        say_memory(volumes[1:], "data")
     for volume in volumes:
         print(f"umount {volume.home.name}: {volume.umount():.2f} s")
 
@@ -166,7 +185,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--files", type=int, default=1_000_000)
     parser.add_argument("--few", type=int, default=10_000)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--workers", type=int, default=4)
     words = parser.parse_args()
     home = words.folder / "many"
