@@ -1,6 +1,7 @@
 """How much parallel readers gain when each answer of a worker is late.
 
     .venv/bin/python tools/bench_late.py FOLDER [--late-ms 5] [--readers 1,8] [--repeats 3]
+                                          [--warm-stores]
 
 Mounts a fresh volume in FOLDER whose workers send every answer to a read that much later (the fault
 point store.read; others are served meanwhile), and has 1 and then 8 processes read cold, each its
@@ -11,7 +12,9 @@ own files, in turn.  Told are medians of the rate in sum and of the quotient:
     random            4 KiB at random places of a file of 128 MiB, nearly each in another chunk
     one large file    sequential: readahead has several chunks under way for one reader already
 
-With 5 ms a reader that waits for each answer makes at most 200 requests a second.
+--warm-stores leaves the stores' pages in the kernel's cache, so that the delay counts and not the
+disk, which serves one read of a worker after the other.  With 5 ms a reader that waits for each
+answer makes at most 200 requests a second.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from bench_volume import BenchVolume, drivers, remove
 from mpifs.bench.processes import Drivers
 from mpifs.bench.stage import rate_of
 from mpifs.bench.workloads import small_name
+from mpifs.job.control import ControlClient
 
 MIB = 1 << 20
 SMALL_BYTES = 64 << 10
@@ -49,15 +53,20 @@ def prepare(volume: BenchVolume, crew: Drivers, readers: int) -> None:
         crew.run([("write", {**large, "record": MIB, "fsync": True, "fresh": True})])
 
 
-def cool(volume: BenchVolume, crew: Drivers, readers: int) -> None:
-    """Nothing is in a cache afterwards."""
+def cool(volume: BenchVolume, crew: Drivers, readers: int, is_disk_cold: bool) -> None:
+    """Nothing is in a cache afterwards, or nothing but the stores' pages in the kernel's."""
     paths = []
     for number in range(readers):
         folder = os.fspath(volume.mnt / f"r{number}")
         paths += [os.path.join(folder, "large")]
         paths += [small_name(folder, file) for file in range(SMALL_COUNT)]
     crew.run([("drop", {"paths": paths})])
-    volume.place.drop_own_caches()
+    if is_disk_cold:
+        volume.place.drop_own_caches()
+        return
+    assert volume.place.volume is not None
+    with ControlClient(volume.place.volume.socket) as client:
+        client.call("drop_caches")
 
 
 def works_of(phase: str, volume: BenchVolume, readers: int, seed: int) -> Works:
@@ -78,7 +87,9 @@ def works_of(phase: str, volume: BenchVolume, readers: int, seed: int) -> Works:
     return works
 
 
-def measure(volume: BenchVolume, crew: Drivers, counts: list[int], repeats: int) -> None:
+def measure(
+    volume: BenchVolume, crew: Drivers, counts: list[int], repeats: int, is_disk_cold: bool
+) -> None:
     """All phases, the counts of readers in turn; prints medians."""
     most = max(counts)
     for phase, unit, scale in (
@@ -90,7 +101,7 @@ def measure(volume: BenchVolume, crew: Drivers, counts: list[int], repeats: int)
         rates: dict[int, list[float]] = {count: [] for count in counts}
         for repeat in range(repeats):
             for count in counts:
-                cool(volume, crew, most)
+                cool(volume, crew, most, is_disk_cold)
                 works = works_of(phase, volume, count, repeat * 1000)
                 rates[count].append(rate_of(crew.run(works)) / scale)
         line = "  ".join(
@@ -113,6 +124,7 @@ def main() -> None:
     parser.add_argument("--readers", default="1,8")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--warm-stores", action="store_true")
     words = parser.parse_args()
     counts = [int(count) for count in words.readers.split(",")]
     late = {"MPIFS_FAULT": f"store.read:1:delay={words.late_ms:g}"} if words.late_ms else {}
@@ -121,7 +133,7 @@ def main() -> None:
         volume.mount()
         with drivers(volume.home) as crew:
             prepare(volume, crew, max(counts))
-            measure(volume, crew, counts, words.repeats)
+            measure(volume, crew, counts, words.repeats, not words.warm_stores)
     finally:
         remove(volume)
 
