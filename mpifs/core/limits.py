@@ -95,10 +95,10 @@ DIRTY_BYTES_MAX = 64 * MIB  # write-back buffers, in flight included; writers wa
 CACHE_BYTES_MAX = (
     64 * MIB
 )  # clean chunks for readahead and small reads; the kernel caches the rest.
-INODE_CACHE_MAX = 65_536  # live inodes kept in memory, about 550 B each; another costs 10 µs,
-DENTRY_CACHE_MAX = 100_000  # and (parent, name) pairs, about 300 B each: 65 MiB in all.
+INODE_CACHE_MAX = 50_000  # live inodes kept in memory, about 550 B each; another costs 10 µs,
+DENTRY_CACHE_MAX = 60_000  # and (parent, name) pairs, about 300 B each: 45 MiB in all.
 INDEX_RESIDENT_BYTES_MAX = 32 * MIB  # pages of the index mapped since they were last given back.
-HEAP_TRIM_BYTES = 64 * MIB  # own memory more than after the last trim: what is free of it goes.
+HEAP_TRIM_BYTES = 32 * MIB  # own memory more than after the last trim: what is free of it goes.
 HEAPS_MAX = 2  # malloc's; each keeps its own free memory.  Python's lock lets few threads in.
 MEMORY_LOOK_S = 0.25  # how often that is looked at: a check reads 100 MiB of the index meanwhile.
 HANDLES_MAX = 1_000_000  # open files; the kernel's own file-max is lower on most machines.

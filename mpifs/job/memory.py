@@ -40,11 +40,12 @@ class MemoryWatch:
         self._madvise = libc.madvise
         self._madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
         self._mapped, self._own = _resident()
-        """What could not be made smaller the last time."""
+        """What could not be made smaller the last time, or less since."""
 
     def look(self) -> None:
         """Gives back what has come since the last time, if it is much."""
         mapped, own = _resident()
+        self._mapped, self._own = min(self._mapped, mapped), min(self._own, own)
         if mapped - self._mapped > INDEX_RESIDENT_BYTES_MAX:
             self._drop_pages()
             self._mapped = _resident()[0]
