@@ -1,7 +1,7 @@
 """What the benchmark's files hold: bytes that tell where they belong, at no cost in the loop.
 
-A file of seed S is one random block of PERIOD_BYTES, repeated.  The period is a prime above any
-chunk size in use, so no two chunks of a file are equal, and a piece of a file is a slice of one
+A file of seed S is one random block of PERIOD_BYTES, repeated.  The period is a prime, so no two
+chunks of a file (of less than 16 Mi chunks) are equal, and a piece of a file is a slice of one
 buffer that was made before the clock started.
 """
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import time
 
 from mpifs.bench.content import PERIOD_BYTES, piece
@@ -61,11 +60,12 @@ def lmdb_put(
         environment.close()
 
 
-def lmdb_get(*, start: Start, folder: str, count: int, chunk: int) -> Spell:
-    """Reads all chunks, copying each out of its pages; the kernel has none of them at first."""
+def lmdb_get(*, start: Start, folder: str, count: int, chunk: int, cold: bool) -> Spell:
+    """Reads all chunks, copying each out of its pages; if `cold`, the kernel has none at first."""
     file = os.open(os.path.join(folder, DATA_NAME), os.O_RDONLY)
     try:
-        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+        if cold:
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(file)
     into = memoryview(bytearray(b"\1" * chunk))
@@ -101,12 +101,6 @@ def lmdb_rate(*, start: Start, folder: str, count: int, chunk: int, gets: int) -
         environment.close()
 
 
-def lmdb_clear(*, start: Start, folder: str) -> Spell:
-    """Not timed: removes the environment."""
-    shutil.rmtree(folder, ignore_errors=True)
-    return Spell(0.0, 0.0, 0)
-
-
 def hash_sums(*, start: Start, size: int, chunk: int, kind: int) -> Spell:
     """Sums chunks that lie in memory, more of it than the processor's caches hold."""
     function = function_of(ChecksumKind(kind))
@@ -122,5 +116,5 @@ def hash_sums(*, start: Start, size: int, chunk: int, kind: int) -> Spell:
 
 
 LIMIT_LOADS: dict[str, Workload] = {
-    work.__name__: work for work in (lmdb_put, lmdb_get, lmdb_rate, lmdb_clear, hash_sums)
+    work.__name__: work for work in (lmdb_put, lmdb_get, lmdb_rate, hash_sums)
 }

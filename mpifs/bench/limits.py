@@ -54,7 +54,10 @@ class Limits:
         return self._stores("lmdb_put", group=plan.group, relaxed=plan.is_relaxed) / _MB
 
     def _lmdb_get(self) -> float:
-        return self._stores("lmdb_get") / _MB
+        return self._stores("lmdb_get", cold=True) / _MB
+
+    def _lmdb_warm(self) -> float:
+        return self._stores("lmdb_get", cold=False) / _MB
 
     def _lmdb_rate(self) -> float:
         """Of one process: a reader asks one store after the other."""

@@ -1,7 +1,7 @@
 """The table of phases: what is measured, in which order, in which unit, under which limits.
 
-A limit is another phase's name space: `fuse` and `disk` are places where the same phase runs; the
-others are measured without any file system (limits.py).
+The limits `fuse` and `disk` are places where the same phase runs; the others are measured without
+any file system (limits.py).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ LIMIT_TITLES = {
     "mpi_get": "MPI, from the workers",
     "mpi_round": "MPI round trip, 4 KiB",
     "lmdb_put": "LMDB, synced",
+    "lmdb_warm": "LMDB, in memory",
     "lmdb_get": "LMDB, cold",
     "lmdb_rate": "LMDB gets, 4 KiB",
     "round_get": "MPI round trip + LMDB get",
@@ -29,7 +30,8 @@ LIMIT_TITLES = {
 }
 
 _WRITE = (FUSE, "mpi_put", "lmdb_put", "hash")
-_READ = (FUSE, "mpi_get", "lmdb_get", "hash")
+_READ = (FUSE, "mpi_get", "lmdb_warm", "hash")
+_READ_DISK = (FUSE, "mpi_get", "lmdb_get", "hash", DISK)
 _NAMES = (FUSE,)
 
 
@@ -60,7 +62,8 @@ PHASES: tuple[Phase, ...] = (
     Phase("write_close", "write + close", "MB/s", _WRITE, Stage.write_close),
     Phase("write_fsync", "write + fsync", "MB/s", (*_WRITE, DISK), Stage.write_fsync),
     Phase("overwrite", "overwrite + close", "MB/s", _WRITE, Stage.overwrite),
-    Phase("read_cold", "read cold", "MB/s", (*_READ, DISK), Stage.read_cold),
+    Phase("read_cold", "read cold", "MB/s", _READ, Stage.read_cold),
+    Phase("read_disk", "read from disk", "MB/s", _READ_DISK, Stage.read_disk),
     Phase("read_warm", "read warm", "MB/s", (FUSE,), Stage.read_warm),
     Phase("write_hard", f"write, {HARD_RECORD_BYTES} B records", "MB/s", _WRITE, Stage.write_hard),
     Phase("read_hard", f"read cold, {HARD_RECORD_BYTES} B", "MB/s", _READ, Stage.read_hard),
@@ -119,9 +122,9 @@ def needed_limits(phases: tuple[Phase, ...]) -> tuple[str, ...]:
     names = {name for phase in phases for name in phase.limits if name not in (FUSE, DISK)}
     if "round_get" in names:
         names = (names - {"round_get"}) | {"mpi_round", "lmdb_rate"}
-    if "lmdb_rate" in names:
+    if names & {"lmdb_rate", "lmdb_get", "lmdb_warm"}:
         names.add("lmdb_put")  # what is read must be there.
-    if "lmdb_get" in names:
-        names.add("lmdb_put")
-    order = ("mpi_put", "mpi_get", "mpi_round", "lmdb_put", "lmdb_get", "lmdb_rate", "hash")
+    order = (
+        "mpi_put", "mpi_get", "mpi_round", "lmdb_put", "lmdb_get", "lmdb_warm", "lmdb_rate", "hash",
+    )  # fmt: skip
     return tuple(name for name in order if name in names)

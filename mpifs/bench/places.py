@@ -40,7 +40,6 @@ class Place:
 
     name: str
     folder: str
-    is_target: bool = True
     keeps_data: bool = True
     """The null file system does not: its bytes are not checked."""
     volume: VolumeFolder | None = None
@@ -70,12 +69,17 @@ class Place:
     def drop_own_caches(self) -> None:
         """What the file system itself keeps, as far as mpifs knows how; the kernel's pages of the
         place's own files are dropped by the workload `drop`."""
+        self.drop_chunks()
         if self.volume is None:
             return
-        with ControlClient(self.volume.socket) as client:
-            client.call("drop_caches")
         for data in glob.glob(f"{glob.escape(self.volume.path)}/worker-*/*/{DATA_NAME}"):
             drop_file(data, self.workers)
+
+    def drop_chunks(self) -> None:
+        """The chunks that rank 0 keeps; not what the kernel has of the stores' files."""
+        if self.volume is not None:
+            with ControlClient(self.volume.socket) as client:
+                client.call("drop_caches")
 
     def settle(self) -> None:
         """Waits until what the volume does behind its users' backs (deleting what was removed) is
@@ -89,13 +93,17 @@ class Place:
                 return
 
     def processor_s(self) -> float | None:
-        """Processor time that the file system's processes have used; None if they are unknown."""
+        """Processor time that the file system's processes have used; None if they are unknown, or
+        one of them has ended."""
         if not self.master:
             return None
         ticks = 0
-        for pid in (self.master, *self.workers):
-            fields = _text(f"/proc/{pid}/stat").rpartition(")")[2].split()
-            ticks += int(fields[11]) + int(fields[12])
+        try:
+            for pid in (self.master, *self.workers):
+                fields = _text(f"/proc/{pid}/stat").rpartition(")")[2].split()
+                ticks += int(fields[11]) + int(fields[12])
+        except OSError:
+            return None
         return ticks / os.sysconf("SC_CLK_TCK")
 
     def stored_bytes(self) -> int | None:
@@ -114,8 +122,11 @@ class Place:
         """Most resident MiB of the master so far; the largest worker without pages of its store."""
         if not self.master:
             return None, None
-        held = [_kib(pid, "RssAnon") + _kib(pid, "RssShmem") for pid in self.workers]
-        return _kib(self.master, "VmHWM") / 1024, max(held) / 1024 if held else None
+        try:
+            held = [_kib(pid, "RssAnon") + _kib(pid, "RssShmem") for pid in self.workers]
+            return _kib(self.master, "VmHWM") / 1024, max(held) / 1024 if held else None
+        except (OSError, IndexError):
+            return None, None
 
 
 def _text(path: str) -> str:
@@ -157,12 +168,12 @@ def know_processes(place: Place) -> dict[str, object]:
     with ControlClient(place.volume.socket, STATUS_TIMEOUT_S) as client:
         document = client.call("status")
     place.master = int(document["mount"]["pid"])
-    pids = [worker["pid"] for worker in document["workers"] if worker["pid"]]
-    here = os.uname().nodename
+    node = os.uname().nodename
+    here = (node, node.partition(".")[0], None)
     place.workers = [
-        pid
-        for pid, worker in zip(pids, document["workers"], strict=False)
-        if worker["host"] in (here, here.partition(".")[0], None) and os.path.exists(f"/proc/{pid}")
+        worker["pid"]
+        for worker in document["workers"]
+        if worker["pid"] and worker["host"] in here and os.path.exists(f"/proc/{worker['pid']}")
     ]
     volume: dict[str, object] = document["volume"]
     return volume
@@ -180,11 +191,14 @@ def check_room(where: str, needed_bytes: int) -> None:
         )
 
 
-def check_folder(path: str) -> str:
-    """A folder that can be measured, absolute.  Raises MpifsError with a sentence."""
+def check_folder(path: str, advice: str = "make it first") -> str:
+    """A folder that can be measured, absolute.  Raises MpifsError with a sentence, which has the
+    `advice` if nothing is there."""
     full = os.path.abspath(path)
     try:
         is_folder = stat.S_ISDIR(os.stat(full).st_mode)
+    except FileNotFoundError:
+        raise PosixError(errno.ENOENT, f"{path} does not exist; {advice}") from None
     except OSError as error:
         raise PosixError(error.errno or errno.EIO, f"{path}: {error.strerror}") from None
     if not is_folder:

@@ -19,7 +19,8 @@ class Plan:
     small_bytes: int = 4096
     repeats: int = 3
     idle_s: float = 30.0
-    random_reads: int = 2000
+    random_reads: int = 8000
+    """Several of each chunk of a file of 2 GiB: the first of each costs as much as three others."""
     random_writes: int = 500
     sync_each: int = 100
     round_trips: int = 5000

@@ -40,6 +40,7 @@ from mpifs.job.folder import VolumeFolder, is_volume
 from mpifs.job.make import Geometry
 from mpifs.job.mounts import mount_at, mounts_of
 from mpifs.job.options import parse_options
+from mpifs.job.signals import SIGNALS, term_as_interrupt
 
 Tell = Callable[[str, int, int], None]
 """Called with what comes next, its number and how many there are."""
@@ -64,7 +65,7 @@ def measure(
     happens.  Raises OSError with a sentence, KeyboardInterrupt.
     """
     stack = ExitStack()
-    with _term_as_interrupt():
+    with term_as_interrupt():
         try:
             return _Run(stack, plan, phases, tell).run(names, options, scratch)
         finally:
@@ -118,7 +119,7 @@ class _Run:
             volume = VolumeFolder(os.path.realpath(base))
             base = self._mountpoint_of(volume, options, scratch)
         else:
-            base = check_folder(name)
+            base = check_folder(name, f"make a volume with: mpifs mkfs {name}")
             volume = volume_around(base)
             if options and volume is not None:
                 raise InUseError(f"{name} is mounted already: -o has no effect on it")
@@ -171,8 +172,8 @@ class _Run:
         disk = os.path.join(scratch, "disk")
         os.mkdir(disk)
         return [
-            Place(FUSE, inside, is_target=False, keeps_data=False, master=mount.pid),
-            Place(DISK, disk, is_target=False),
+            Place(FUSE, inside, keeps_data=False, master=mount.pid),
+            Place(DISK, disk),
         ]
 
     def _world(self, wanted: Sequence[str]) -> MpiWorld | None:
@@ -321,29 +322,12 @@ def _make_archive(scratch: str, plan: Plan) -> tuple[str, int]:
 
 
 @contextlib.contextmanager
-def _term_as_interrupt() -> Iterator[None]:
-    """SIGTERM and SIGHUP end a run as Ctrl-C does."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = [(number, signal.signal(number, interrupt)) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in before:
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
     """A second Ctrl-C does not stop the clearing away, which is bounded itself."""
-    numbers = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
     finally:
-        for number in numbers & signal.sigpending():
+        for number in signal.sigpending().intersection(SIGNALS):
             signal.sigtimedwait({number}, 0)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -72,7 +72,7 @@ def bench(
     if as_json:
         print(json.dumps(document))
     else:
-        _show(document)
+        show(document)
 
 
 def _check_writable(path: str) -> None:
@@ -100,7 +100,7 @@ def _plan(
         files=files if files is not None else 400 if quick else 5000,
         repeats=repeats if repeats is not None else 1 if quick else 3,
         idle_s=idle if idle is not None else 2.0 if quick else 30.0,
-        random_reads=200 if quick else 2000,
+        random_reads=400 if quick else 8000,
         random_writes=100 if quick else 500,
         round_trips=1000 if quick else 5000,
         is_quick=quick,
@@ -143,7 +143,8 @@ class _Progress:
             sys.stderr.write(f"mpifs bench: {text}\n")
 
 
-def _show(document: dict[str, Any]) -> None:
+def show(document: dict[str, Any]) -> None:
+    """Prints the document's tables."""
     from rich.console import Console
 
     console = Console(highlight=False)

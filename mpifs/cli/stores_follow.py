@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 
     from mpifs.job.control import ControlClient
 
-_LINE_S = 5.0
-_SHOW_AFTER_S = 0.5
-
 
 def follow(client: ControlClient, goal: str, worker: int, *, is_quiet: bool) -> dict[str, Any]:
     """The last answer of `stores.poll`: done, or failed with a reason."""
@@ -63,16 +60,18 @@ class _Shown:
 
     def show(self, heal: dict[str, Any]) -> None:
         """`heal` is the document of rank 0; its total is counted anew by each pass."""
+        from mpifs.cli.progress import LINE_INTERVAL_S, SHOW_AFTER_S
+
         left = int(heal["bytes_left"])
         self._done += max(0, self._left - left)
         self._left = left
         self._total = max(self._total, self._done + left)
         now = time.monotonic()
-        if self._is_quiet or now - self._start_s < _SHOW_AFTER_S:
+        if self._is_quiet or now - self._start_s < SHOW_AFTER_S:
             return
         if sys.stderr.isatty():
             self._show_bar()
-        elif now - self._line_s >= _LINE_S:
+        elif now - self._line_s >= LINE_INTERVAL_S:
             self._line_s = now
             self._line(heal)
 

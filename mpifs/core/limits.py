@@ -34,9 +34,7 @@ BATCH_COUNT_MAX = 1024  # chunks in one PUT or keys in one DELETE.
 SLOT_COUNT_MAX = 4096  # requests under way at once from one rank; tags stay far below MPI_TAG_UB.
 
 # Deadlines in seconds.
-REQUEST_TIMEOUT_S = (
-    30.0  # an fdatasync on a congested disk takes seconds; a dead rank is seen earlier.
-)
+REQUEST_TIMEOUT_S = 30.0  # an fdatasync on a congested disk takes seconds; deaths show earlier.
 START_TIMEOUT_S = 30.0  # from mpiexec to a mount that answers.
 STOP_TIMEOUT_S = 20.0  # flush and commit at unmount get REQUEST_TIMEOUT_S each before this counts.
 FINALIZE_TIMEOUT_S = 5.0  # MPI_Finalize can hang after a death (PITFALLS 9); then os._exit.
@@ -52,9 +50,7 @@ PARKED_LOOK_S = 0.25  # a chunk that no worker takes is tried again after this.
 MASTER_SILENCE_S = 12.0  # a worker that hears nothing from rank 0 for so long ends itself,
 ENDING_SILENCE_S = 3.0  # and after this when its launcher is ending the job; 3 heartbeats.
 HEARTBEAT_S = 1.0
-PING_LOOK_S = (
-    0.25  # a round of pings ends after this; who has not answered is asked no second time.
-)
+PING_LOOK_S = 0.25  # a round of pings ends then; who has not answered is asked no second time.
 PINGS_MAX = 1024  # answers waited for together: polling more takes longer than the wait.
 HELLO_TIMEOUT_S = 15.0  # half of START_TIMEOUT_S: the rest is for opening the stores.
 STATS_TIMEOUT_S = 2.0  # a status that is late is worth nothing.
@@ -71,16 +67,21 @@ GARBLED_TRIES = 3  # a message damaged on its way is sent so often in all; more 
 
 # Restarting a volume that has crashed (-o restart=N).
 JOB_RESTARTS_MAX = 1000  # more is a loop that hides a fault.
-JOB_RESTART_WAIT_S = (
-    1.0  # before the second restart in a row, doubled for each more; none before the
-)
-JOB_RESTART_WAIT_MAX_S = 30.0  # first, and never longer than this: a host takes minutes to boot.
+JOB_RESTART_WAIT_S = 1.0  # before the second restart in a row, doubled for each more,
+JOB_RESTART_WAIT_MAX_S = 30.0  # and never longer than this: a host takes minutes to boot.
 JOB_RESTART_SETTLED_S = 60.0  # served for so long, the next crash is the first in a row again.
 HOST_PROBE_S = 5.0  # a host that has not run a command by then is left out of the restart.
 
+# Threads that receive FUSE requests.
+LEADER_LOOK_S = 0.001  # a request that takes longer has another thread receive the next one:
+LEADER_STALLS = 3  # after so many such, and with requests of 128 KiB and more,
+LEADER_WIDE_S = 0.5  # all threads receive for so long.
+
 # Polling.
 SPIN_S = 100e-6  # spin this long after traffic: a round trip takes 7-30 µs, a sleep costs 60.
-BELL_TIMEOUT_S = 0.05  # a lost doorbell costs at most this.
+BELL_TIMEOUT_S = 0.05  # a lost doorbell costs at most this, and in a service loop that has been
+BELL_QUIET_TIMEOUT_S = 0.5  # quiet for longer twice that quiet, at most this.  A wake-up for
+# nothing takes 0.1 to 0.2 ms: 20 a second in each of four workers were 1.2 to 2.4 % of a core.
 NO_BELL_SLEEP_S = 0.0005  # peer on another host without a bell: poll at this interval when idle.
 NO_BELL_QUIET_S = 1.0  # without traffic for so long, a rank far from its peers sleeps longer:
 NO_BELL_QUIET_SLEEP_S = 0.005  # the idle CPU stays under 0.5 % of a core.
@@ -92,9 +93,7 @@ RECEIVE_BYTES_MAX = 256 * MIB  # unanswered request bodies in a service; more wa
 
 # Memory of rank 0.
 DIRTY_BYTES_MAX = 64 * MIB  # write-back buffers, in flight included; writers wait above it.
-CACHE_BYTES_MAX = (
-    64 * MIB
-)  # clean chunks for readahead and small reads; the kernel caches the rest.
+CACHE_BYTES_MAX = 64 * MIB  # clean chunks for small reads and ahead; the kernel caches the rest.
 INODE_CACHE_MAX = 50_000  # live inodes kept in memory, about 550 B each; another costs 10 µs,
 DENTRY_CACHE_MAX = 60_000  # and (parent, name) pairs, about 300 B each: 45 MiB in all.
 INDEX_RESIDENT_BYTES_MAX = 32 * MIB  # pages of the index mapped since they were last given back.
@@ -204,6 +203,7 @@ STORES_ADDED_MAX = 64  # new ranks of one command: each takes a second or two to
 STORES_POLL_S = 0.5  # how often a command that waits for a store to be filled or emptied looks.
 HEAL_DELAY_S = 3.0  # from a loss to its healing: several disks of one box go one after the other.
 HEAL_LOOK_S = 0.5  # how soon a loss is seen.
+HEAL_JOIN_S = 15.0  # the end of its step at a stop, as SCRUB_JOIN_S.
 HEAL_RETRY_S = 60.0  # what could not be healed is looked at again so often.
 HEAL_REST = 2.0  # healing rests so many times as long as it worked while the volume is used,
 HEAL_REST_MAX_S = 5.0  # and after one slow step at most so long.
@@ -246,6 +246,7 @@ KV_SLACK_BYTES = MIB  # allocated behind the last used page, so that deletes wor
 WRITE_QUEUE_BYTES_MAX = 256 * MIB  # four times DIRTY_BYTES_MAX: only a runaway client meets it.
 WRITE_QUEUE_COUNT_MAX = 4096  # requests waiting for a commit; SLOT_COUNT_MAX of one client.
 LEASES_MAX = 256  # replies sent straight from LMDB's pages at once; more are copied first.
+COLD_QUIET_S = 1.0  # without a get for so long, a store's pages may have left the memory.
 LEASE_CLOSE_S = 5.0  # a closing store waits so long for replies that still use its pages.
 LIST_COUNT_MAX = 16_384  # image headers in one LIST reply: 1 MiB.
 VERIFY_COUNT_MAX = 16_384  # chunk reports in one VERIFY reply: 1.1 MiB.
@@ -258,6 +259,8 @@ COPY_BYTES_MAX = 16 * MIB  # chunks of one COPY in the target's memory, or a sin
 COPY_FETCHES = 4  # GETs that a target has under way: hides the round trips, leaves others theirs.
 COPY_TIMEOUT_S = 2 * REQUEST_TIMEOUT_S  # rank 0 waits so long for a COPY,
 COPY_WORK_S = 45.0  # and the target gives up what is left after so long, to answer in time.
+COPY_DETAIL_MAX = 150  # characters of a refused item's sentence: COPY_COUNT_MAX of them fit.
+COPY_QUEUE_LOOK_S = 0.02  # how soon a full write queue is tried again.
 STORE_LOOK_S = 1.0  # a worker looks so often whether its store's files are still its own.
 CHECKUPS_MAX = 64  # VERIFY, INSPECT and REBUILD requests that wait for a worker's thread for them.
 PROBLEMS_MAX = 100  # problems of one file told in an INSPECT reply; the rest is only counted.

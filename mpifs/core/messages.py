@@ -134,14 +134,15 @@ def encode_header(header: Header) -> bytes:
     )
 
 
-def encode_message(header: Header, args: Buffer = b"", body: Buffer = b"") -> bytearray:
+def encode_message(header: Header, args: Buffer = b"", body: Buffer = b"") -> bytes:
     """A whole header message (`body`: an inline one) with its guard.
 
     Requires: args and body are as long as the header says.
     """
-    message = bytearray(b"".join((encode_header(header), args, body)))
-    _GUARD.pack_into(message, _GUARD_AT, _guard(message))
-    return message
+    head = encode_header(header)
+    before, after = head[:_GUARD_AT], head[_GUARD_AT + _GUARD.size :]
+    guard = xxhash.xxh3_64_intdigest(b"".join((before, after, args, body))) & 0xFFFFFFFF
+    return b"".join((before, _GUARD.pack(guard), after, args, body))
 
 
 def decode_message(message: memoryview) -> Header:
@@ -150,20 +151,15 @@ def decode_message(message: memoryview) -> Header:
     Raises ProtocolError: as decode_header, not as long as it says, or damaged on the way.
     """
     header = decode_header(message)
-    inline_bytes = header.body_bytes if header.is_inline else 0
-    if len(message) != HEADER_BYTES + header.args_bytes + inline_bytes:
+    size = HEADER_BYTES + header.args_bytes
+    if header.body_bytes <= INLINE_BYTES_MAX:
+        size += header.body_bytes
+    if len(message) != size:
         raise ProtocolError(f"message of {len(message)} bytes is not as long as it says")
-    if _GUARD.unpack_from(message, _GUARD_AT)[0] != _guard(message):
+    guarded = b"".join((message[:_GUARD_AT], message[_GUARD_AT + _GUARD.size :]))
+    if _GUARD.unpack_from(message, _GUARD_AT)[0] != xxhash.xxh3_64_intdigest(guarded) & 0xFFFFFFFF:
         raise ProtocolError("message was damaged on the way: its guard is wrong")
     return header
-
-
-def _guard(message: Buffer) -> int:
-    """Sum of all of a header message but the four bytes that it stands in."""
-    view = memoryview(message)
-    state = xxhash.xxh3_64(view[:_GUARD_AT])
-    state.update(view[_GUARD_AT + _GUARD.size :])
-    return state.intdigest() & 0xFFFFFFFF
 
 
 def decode_header(data: Buffer) -> Header:

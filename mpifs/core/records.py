@@ -53,6 +53,7 @@ assert _INODE.size == _INODE_BODY_BYTES
 _DENTRY = struct.Struct("<QB")
 _DENTRY_GUARDED = struct.Struct("<QBQ")
 _REFS = tuple(struct.Struct(f"<QI16sB{count}H") for count in range(REPLICAS_MAX + 1))
+_REFS_GUARDED = tuple(struct.Struct(layout.format + "Q") for layout in _REFS)
 _REF_COUNT_AT = 28
 _GARBAGE = tuple(struct.Struct(f"<B{count}H") for count in range(REPLICAS_MAX + 1))
 _COUNTERS = struct.Struct("<QQQQ")
@@ -305,13 +306,13 @@ def encode_ref(key: bytes, ref: ChunkRef) -> bytes:
 
 def decode_ref(key: Buffer, value: Buffer) -> ChunkRef:
     """Raises DamageError for any bytes but a ref stored under `key`."""
-    body = _body(REFS, key, value)
-    if len(body) <= _REF_COUNT_AT or body[_REF_COUNT_AT] > REPLICAS_MAX:
-        _damaged(REFS, key, "is cut or names too many stores")
-    layout = _REFS[body[_REF_COUNT_AT]]
-    if len(body) != layout.size:
-        _damaged(REFS, key, "has the wrong length")
-    generation, length, checksum, _, *stores = layout.unpack(body)
+    data = bytes(value)
+    count = data[_REF_COUNT_AT] if len(data) > _REF_COUNT_AT else 0
+    if count > REPLICAS_MAX or len(data) != _REFS_GUARDED[count].size:
+        _damaged(REFS, key, "is cut, or names too many stores")
+    generation, length, checksum, _, *stores, guard = _REFS_GUARDED[count].unpack(data)
+    if guard != guard64(bytes(key) + data[:-8]):
+        _damaged(REFS, key, "fails its own checksum")
     return ChunkRef(generation, length, checksum, tuple(stores))
 
 

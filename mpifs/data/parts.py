@@ -66,6 +66,12 @@ class BlockTables:
         with self._lock:
             self._drop(key)
 
+    def clear(self) -> None:
+        """Forgets all tables."""
+        with self._lock:
+            self._tables.clear()
+            self.bytes_used = 0
+
     def _drop(self, key: ChunkKey) -> None:
         table = self._tables.pop(key, None)
         if table is not None:
@@ -91,6 +97,10 @@ class Parts:
         self._sum = function_of(kind)
         self._on_damage = on_damage
         self.tables = BlockTables()
+
+    def forget(self) -> None:
+        """Drops all tables (caches are dropped for a cold measurement)."""
+        self.tables.clear()
 
     def read(self, key: ChunkKey, ref: ChunkRef, start: int, into: memoryview) -> bool:
         """Fills `into` with verified bytes of the chunk from `start` on.

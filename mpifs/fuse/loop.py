@@ -3,6 +3,13 @@
 Python threads, not libfuse's: a callback on a foreign thread makes and destroys a Python thread
 state each time, which costs more than the callback (2,700 against 11,000 files/s), and
 `threading.local` would not last from one callback to the next.
+
+Usually one thread alone receives, and the others are parked: the kernel hands requests to waiting
+threads in turn, so that with eight of them a program that asks one thing after the other finds each
+time another thread, with cold caches, and two that want Python's lock.  Whoever returns from a
+request while another one waits, parks.  A request that takes longer than LEADER_LOOK_S therefore
+gets a follower: the scout looks after that.  All threads receive while there is bulk data, whose
+copies go on beside each other, or while requests keep waiting for something.
 """
 
 from __future__ import annotations
@@ -11,21 +18,29 @@ import errno
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 
+from mpifs.core.limits import IDLE_LOOK_S, LEADER_LOOK_S, LEADER_STALLS, LEADER_WIDE_S
 from mpifs.fuse.direct import DirectOperations
+from mpifs.fuse.request import Request
 from mpifs.fuse.serving import Serving
 from mpifs.fuse.session import Session
 
 log = logging.getLogger(__name__)
 
 _AGAIN = frozenset({-errno.EINTR, -errno.EAGAIN, -errno.ENOENT})
+_BULK_BYTES = 128 * 1024
+_CALM_LOOKS = 50
+"""Looks without a request after which the scout sleeps until the next one."""
 
 
 class Loop:
     """The threads of one session.  The first serves INIT alone; then the others start.
 
     `on_end` runs once, in the last thread to leave, after the kernel has closed the session.
+    `_waiting` (who is in `receive`) and the plain fields are changed by single atomic steps; a
+    moment's error in them costs a look of the scout.
     """
 
     def __init__(
@@ -45,6 +60,14 @@ class Loop:
         self._left = threads
         self._serves = threading.Event()
         self.ended = threading.Event()
+        self._waiting: set[int] = set()
+        self._parked: set[int] = set()
+        self._unpark = threading.Semaphore(0)
+        self._wide_until = 0.0
+        self._received = 0
+        self._is_calm = False
+        self._stir = threading.Event()
+        self._is_over = False
 
     def start(self, timeout_s: float) -> bool:
         """Returns True once INIT was answered, False if the session ended or after the timeout."""
@@ -62,6 +85,9 @@ class Loop:
         except BaseException:
             log.exception("a FUSE loop thread failed")
         finally:
+            self._is_over = True
+            self._unpark.release(self._count)
+            self._stir.set()
             with self._lock:
                 self._left -= 1
                 is_last = self._left == 0
@@ -71,17 +97,23 @@ class Loop:
     def _serve(self, number: int) -> None:
         request = self._session.request()
         self._serving.request = request
-        receive, serve, process = request.receive, self._direct.serve, request.process
+        serve, process = self._direct.serve, request.process
         is_first = number == 0
         while True:
-            size = receive()
+            size = self._receive(request, number)
             if size > 0 and is_first:
                 self._session.answer_init(request)
                 is_first = False
                 for other in range(1, self._count):
                     self._spawn(other)
+                if self._count > 1:
+                    threading.Thread(target=self._scout, name="fuse-scout", daemon=True).start()
                 self._serves.set()
             elif size > 0:
+                if size > _BULK_BYTES or (
+                    request.opcode == Request.READ and request.read_size >= _BULK_BYTES
+                ):
+                    self._widen()
                 if not serve(request):
                     process()
             elif size == 0 or size not in _AGAIN:
@@ -90,6 +122,53 @@ class Loop:
             self._left = 1
         if size < 0 and size not in (-errno.ENODEV, -errno.ECONNABORTED):
             log.error("reading requests failed: %s", os.strerror(-size))
+
+    def _receive(self, request: Request, number: int) -> int:
+        """The next request, once it is this thread's turn; see Request.receive."""
+        while self._waiting and time.monotonic() > self._wide_until and not self._is_over:
+            self._parked.add(number)
+            self._unpark.acquire(timeout=IDLE_LOOK_S)
+            self._parked.discard(number)
+        self._waiting.add(number)
+        size = request.receive()
+        self._waiting.discard(number)
+        self._received += 1
+        if self._is_calm:
+            self._is_calm = False
+            self._stir.set()
+        return size
+
+    def _widen(self) -> None:
+        """All threads receive for a while."""
+        now = time.monotonic()
+        is_narrow = now > self._wide_until
+        self._wide_until = now + LEADER_WIDE_S
+        if is_narrow:
+            self._unpark.release(max(1, len(self._parked)))
+
+    def _scout(self) -> None:
+        """Sees to it that somebody receives; sleeps while nothing is asked."""
+        looks = stalls = 0
+        seen = -1
+        stalled_s = 0.0
+        while not self._is_over:
+            if self._waiting:
+                looks = looks + 1 if self._received == seen else 0
+                seen = self._received
+                if looks > _CALM_LOOKS:
+                    looks = 0
+                    self._stir.clear()
+                    self._is_calm = True
+                    self._stir.wait(IDLE_LOOK_S)
+            elif self._parked:
+                now = time.monotonic()
+                stalls = stalls + 1 if now - stalled_s < LEADER_WIDE_S else 1
+                stalled_s = now
+                if stalls % LEADER_STALLS:
+                    self._unpark.release()
+                else:
+                    self._widen()
+            time.sleep(LEADER_LOOK_S)
 
     def _finish(self) -> None:
         self._serving.request = None

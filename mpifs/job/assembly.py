@@ -76,7 +76,7 @@ def build_vfs(
     scatter = Scatter(endpoint, client, stores.rank_of, kind, space.told)
     gather = Gather(client, stores, kind, found_damage)
     parts = Parts(client, stores, kind, found_damage)
-    cache = ChunkCache(gather.fetch, parts.read, options.cache_bytes_max)
+    cache = ChunkCache(gather.fetch, parts, options.cache_bytes_max)
     ahead = min(READAHEAD_BYTES_MAX, options.cache_bytes_max // 8)
     small_ahead = SmallAhead(index, cache, gather.fetch_many)
     reader = Reader(index, cache, small_ahead, READAHEAD_THREADS, ahead)

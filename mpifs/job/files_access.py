@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from types import FrameType
 
 from mpifs.core.errors import InUseError, PosixError, StartError
 from mpifs.core.limits import (
@@ -32,6 +31,7 @@ from mpifs.job.files_protocol import Files
 from mpifs.job.files_remote import RemoteFiles
 from mpifs.job.folder import VolumeFolder
 from mpifs.job.mounts import mounts_of
+from mpifs.job.signals import term_as_interrupt
 
 
 class Volumes:
@@ -121,17 +121,8 @@ def config_at_rest(folder: VolumeFolder) -> JobConfig:
 @contextlib.contextmanager
 def _end_as_interrupt() -> Iterator[None]:
     """SIGTERM and SIGHUP end a command as Ctrl-C does, so that its job ends with it."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = (signal.SIGTERM, signal.SIGHUP)
-    before = [(number, signal.signal(number, interrupt)) for number in numbers]
-    try:
+    with term_as_interrupt((signal.SIGTERM, signal.SIGHUP)):
         yield
-    finally:
-        for number, handler in before:
-            signal.signal(number, handler)

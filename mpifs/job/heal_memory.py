@@ -6,10 +6,16 @@ without it nothing is looked at until a store is lost or `mpifs fsck` runs.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from mpifs.core.errors import PosixError
+from mpifs.core.limits import STORES_MAX
+from mpifs.core.types import StoreEntry
 
 FILE_NAME = "heal.json"
 
@@ -52,6 +58,14 @@ def write_memory(folder: str, memory: HealMemory) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(path + ".new", path)
+
+
+def next_numbers(stores: Iterable[StoreEntry], memory: HealMemory, count: int = 1) -> list[int]:
+    """Ids for new stores: none is ever used again.  Raises PosixError(ENOSPC) when all were."""
+    first = 1 + max(*(int(entry.store) for entry in stores), memory.highest_store)
+    if first + count - 1 > STORES_MAX:
+        raise PosixError(errno.ENOSPC, "the volume has had too many stores")
+    return list(range(first, first + count))
 
 
 def heal_at_rest(folder: str) -> dict[str, Any]:

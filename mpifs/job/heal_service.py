@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from mpifs.core.limits import HEAL_DELAY_S, HEAL_LOOK_S, HEAL_RETRY_S, ROUNDS_MAX
+from mpifs.core.limits import HEAL_DELAY_S, HEAL_JOIN_S, HEAL_LOOK_S, HEAL_RETRY_S, ROUNDS_MAX
 from mpifs.index.index import Index
 from mpifs.job.control_frames import sentence_of
 from mpifs.job.crew import Crew
@@ -31,7 +31,6 @@ from mpifs.transport.client import Client
 from mpifs.vfs.facade import Vfs
 
 log = logging.getLogger(__name__)
-_JOIN_S = 15.0
 IDLE, DUE, HEALING, WAITING = "idle", "due", "healing", "waiting"
 DRAINING, REBALANCING = "draining", "rebalancing"
 
@@ -88,7 +87,7 @@ class HealService:
             self._progress.is_cancelled = True
             self._wake.notify_all()
         if self._thread.is_alive():
-            self._thread.join(_JOIN_S)
+            self._thread.join(HEAL_JOIN_S)
 
     def finish(self) -> None:
         """Remembers how the volume is left.  Requires: closed, and so is the Vfs."""
@@ -293,7 +292,7 @@ class HealService:
     def _drain(self) -> None:
         found, _ = self.work.shortfall(self._progress)
         draining = self.work.draining() - self._stuck
-        self._count(sum(found.named.get(store, 0) for store in draining))
+        self._count(sum(found.named_on(draining).values()))
         self._note(DRAINING)
         departure = self.work.depart(self._progress)
         if departure.chunks == 0:

@@ -21,7 +21,7 @@ from mpifs.repair.check_chunks import check_chunks
 from mpifs.repair.findings import LEFTOVER, Finding, Progress
 from mpifs.repair.findings import LOST as LOST_BYTES
 from mpifs.repair.heal import Cure, Healing
-from mpifs.repair.moves import Departure, Evening, Targets, used_bytes
+from mpifs.repair.moves import Departure, Evening, Targets
 from mpifs.repair.shortfall import Shortfall, shortfall
 from mpifs.repair.stores import StoreAccess
 from mpifs.repair.volume_live import LiveVolume
@@ -144,10 +144,9 @@ class HealWork:
 
     def plan_evening(self, progress: Progress) -> Evening:
         """What there is to even out.  Raises CancelledError."""
-        view = self._view()
-        view.settle()
+        self._view().settle()
         targets = self.targets()
-        used = used_bytes(view, dict.fromkeys(targets.order), progress)
+        used = self.shortfall(progress)[0].named_on(targets.order)
         return Evening(used, targets, self._index.geometry.chunk_size // 2)
 
     def even_out(self, evening: Evening, progress: Progress) -> None:

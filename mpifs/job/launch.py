@@ -24,6 +24,7 @@ from mpifs.job import state as job_state
 from mpifs.job.config import JobConfig
 from mpifs.job.folder import VolumeFolder
 from mpifs.job.mounts import mount_at
+from mpifs.job.signals import term_as_interrupt
 
 SUPERVISOR_PROGRAM = ["-m", "mpifs.job.supervise"]
 FATAL_PREFIX = "mpifs: "  # how a rank that gives up begins its last line.
@@ -98,7 +99,7 @@ def start(config: JobConfig) -> None:
 
     Raises InUseError, StartError with the ranks' reason, InterruptedStartError.
     """
-    with hold(config.folder) as lock, _term_as_interrupt():
+    with hold(config.folder) as lock, term_as_interrupt():
         ready = prepare(config)
         log_start = os.path.getsize(ready.folder.log)
         supervisor = _spawn(ready, lock)
@@ -237,22 +238,6 @@ def _end(config: JobConfig, supervisor: subprocess.Popen[bytes]) -> None:
         leftovers.clean(config.folder)
         reason = "interrupted or not ready in time"
         job_state.change(config.folder, config.job, job_state.FAILED, reason)
-
-
-@contextlib.contextmanager
-def _term_as_interrupt() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the start as Ctrl-C does."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = [(number, signal.signal(number, interrupt)) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in before:
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,5 @@
-"""What TERM, INT and HUP do to a rank: a clean stop, also when the launcher means to kill it.
+"""What TERM, INT and HUP do to a rank: a clean stop, also when the launcher means to kill it;
+and to a command: what Ctrl-C does.
 
 Open MPI's mpiexec (and its prted on other hosts) answers SIGTERM and SIGINT by SIGTERM to every
 rank and SIGKILL 0.25 s later, hard-coded: no time for a flush.  So a rank that serves answers its
@@ -13,9 +14,26 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+@contextlib.contextmanager
+def term_as_interrupt(
+    numbers: tuple[signal.Signals, ...] = SIGNALS,
+) -> Iterator[None]:
+    """SIGTERM and SIGHUP end a command as Ctrl-C does.  Requires: this is the main thread."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = [(number, signal.signal(number, interrupt)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
 
 
 class SignalGate:

@@ -99,17 +99,22 @@ def restart(folder: VolumeFolder, reason: str, restarts: int, scratch: str) -> N
 
     Requires: the caller is its supervisor.
     """
-    fields = {"state": RESTARTING, "reason": reason, "since": time.time(), "restarts": restarts}
-    fields |= {"crash": reason}
-    gone: State = {
-        "scratch": scratch,
-        "rank0": None,
-        "master": None,
-        "launcher": None,
-        "shm": [],
-        "fault": "",
-    }
-    update(folder, {**fields, **gone})
+    update(
+        folder,
+        {
+            "state": RESTARTING,
+            "reason": reason,
+            "since": time.time(),
+            "restarts": restarts,
+            "crash": reason,
+            "scratch": scratch,
+            "rank0": None,
+            "master": None,
+            "launcher": None,
+            "shm": [],
+            "fault": "",
+        },
+    )
 
 
 def _write(path: str, state: State) -> None:

@@ -4,13 +4,11 @@ job without a mount that ends with the command."""
 from __future__ import annotations
 
 import contextlib
-import errno
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from mpifs.core.errors import PosixError, StartError
-from mpifs.core.limits import STORES_MAX
+from mpifs.core.errors import StartError
 from mpifs.core.types import StoreEntry, StoreId, StoreState
 from mpifs.job import config as job_config
 from mpifs.job import launch
@@ -19,7 +17,7 @@ from mpifs.job.control import ControlClient
 from mpifs.job.files_access import config_at_rest
 from mpifs.job.folder import VolumeFolder
 from mpifs.job.fsck_access import is_mounted
-from mpifs.job.heal_memory import read_memory, write_memory
+from mpifs.job.heal_memory import next_numbers, read_memory, write_memory
 
 
 @contextlib.contextmanager
@@ -48,10 +46,7 @@ def add_at_rest(folder: VolumeFolder, count: int, hosts: Sequence[str]) -> list[
         try:
             stores = index.stores()
             memory = read_memory(folder.index)
-            first = 1 + max(*(int(entry.store) for entry in stores), memory.highest_store)
-            numbers = list(range(first, first + count))
-            if numbers[-1] > STORES_MAX:
-                raise PosixError(errno.ENOSPC, "the volume has had too many stores")
+            numbers = next_numbers(stores, memory, count)
             memory.highest_store = numbers[-1]
             write_memory(folder.index, memory)
             fresh = [

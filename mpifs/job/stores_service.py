@@ -21,14 +21,14 @@ from typing import Any
 
 from mpifs.core import records
 from mpifs.core.errors import DamageError, MpifsError, PosixError, ProtocolError, StartError
-from mpifs.core.limits import RETIRE_TIMEOUT_S, STORES_ADDED_MAX, STORES_MAX
+from mpifs.core.limits import RETIRE_TIMEOUT_S, STORES_ADDED_MAX
 from mpifs.core.messages import Kind, Retire, encode_args
 from mpifs.core.types import StoreEntry, StoreId, StoreState
 from mpifs.index.amendment import RowKey
 from mpifs.index.index import Index
 from mpifs.job.control import ControlServer
 from mpifs.job.crew import Crew
-from mpifs.job.heal_memory import write_memory
+from mpifs.job.heal_memory import next_numbers, write_memory
 from mpifs.job.heal_service import HealService
 from mpifs.job.roster import LOST
 from mpifs.repair.findings import Progress
@@ -113,9 +113,7 @@ class StoresService:
 
     def _add_one(self, host: str) -> int:
         stores = self._index.stores()
-        number = 1 + max(*(int(entry.store) for entry in stores), self._heal.memory.highest_store)
-        if number > STORES_MAX:
-            raise PosixError(errno.ENOSPC, "the volume has had too many stores")
+        (number,) = next_numbers(stores, self._heal.memory)
         self._remember_number(number)
         entry = StoreEntry(StoreId(number), uuid.uuid4().bytes, StoreState.FRESH)
         self._list([*stores, entry])

@@ -8,6 +8,7 @@ from mpifs.core.limits import (
     FINALIZE_TIMEOUT_S,
     SERVER_BUFFER_BYTES,
 )
+from mpifs.fuse.process import prepare_process
 from mpifs.job.signals import SignalGate
 from mpifs.store.service import StoreService
 from mpifs.transport.client import Client
@@ -21,6 +22,7 @@ def serve(volume: str, endpoint: Endpoint, gate: SignalGate) -> int:
     Signals are not obeyed: rank 0 gets them too, flushes, and then sends STOP.  They only shorten
     the wait for a rank 0 that is dead.
     """
+    prepare_process()
     pool = BufferPool(IMAGE_HEADER_BYTES, SERVER_BUFFER_BYTES)
     service = StoreService(volume, endpoint.host(endpoint.rank), peers=Client(endpoint))
     gate.arm(service.expect_end)

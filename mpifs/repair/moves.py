@@ -7,7 +7,7 @@ dropped.  Nothing is remembered: what is left to do is what the refs say.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from mpifs.core import records
@@ -96,7 +96,9 @@ class Departure:
 
     def plan(self, view: VolumeView, progress: Progress) -> Iterator[list[Cure]]:
         """One pass over all refs, in batches to be carried out one after the other."""
-        batch = _Batch()
+        return _in_batches(self._moves(view, progress))
+
+    def _moves(self, view: VolumeView, progress: Progress) -> Iterator[Cure]:
         for refs in refs_of_volume(view, progress):
             for key, ref in refs:
                 old = next((store for store in ref.stores if store in self.leaving), None)
@@ -106,10 +108,8 @@ class Departure:
                 new = self.targets.choose(key, ref)
                 if new is None or not self.targets.sources.intersection(ref.stores):
                     self.stuck += 1
-                elif batch.add(self.targets.move(key, ref, old, new)):
-                    yield batch.take()
-        if batch.cures:
-            yield batch.take()
+                else:
+                    yield self.targets.move(key, ref, old, new)
 
 
 @dataclass(slots=True)
@@ -135,15 +135,15 @@ class Evening:
 
     def plan(self, view: VolumeView, progress: Progress) -> Iterator[list[Cure]]:
         """As Departure.plan."""
-        batch = _Batch()
+        return _in_batches(self._moves(view, progress))
+
+    def _moves(self, view: VolumeView, progress: Progress) -> Iterator[Cure]:
         mean = self.mean()
         for refs in refs_of_volume(view, progress):
             for key, ref in refs:
                 step = self._step(ref, mean)
-                if step is not None and batch.add(self.targets.move(key, ref, *step)):
-                    yield batch.take()
-        if batch.cures:
-            yield batch.take()
+                if step is not None:
+                    yield self.targets.move(key, ref, *step)
 
     def _step(self, ref: ChunkRef, mean: int) -> tuple[int, int] | None:
         """(from, to), None if the chunk had better stay."""
@@ -168,33 +168,15 @@ class Evening:
         return old, new
 
 
-class _Batch:
-    """Cures that are carried out together."""
-
-    def __init__(self) -> None:
-        self.cures: list[Cure] = []
-        self._bytes = 0
-
-    def add(self, cure: Cure) -> bool:
-        """Whether it is full now."""
-        self.cures.append(cure)
-        self._bytes += cure.ref.length
-        return self._bytes >= MOVE_BATCH_BYTES or len(self.cures) >= MOVE_BATCH_COUNT
-
-    def take(self) -> list[Cure]:
-        """All of it; it is empty afterwards."""
-        cures, self.cures, self._bytes = self.cures, [], 0
-        return cures
-
-
-def used_bytes(
-    view: VolumeView, stores: Mapping[int, object], progress: Progress
-) -> dict[int, int]:
-    """Payload bytes that refs name on each of `stores`."""
-    used = dict.fromkeys(stores, 0)
-    for refs in refs_of_volume(view, progress):
-        for _, ref in refs:
-            for store in ref.stores:
-                if store in used:
-                    used[store] += ref.length
-    return used
+def _in_batches(cures: Iterable[Cure]) -> Iterator[list[Cure]]:
+    """Lists of cures that are carried out together, before the next ones are planned."""
+    batch: list[Cure] = []
+    size = 0
+    for cure in cures:
+        batch.append(cure)
+        size += cure.ref.length
+        if size >= MOVE_BATCH_BYTES or len(batch) >= MOVE_BATCH_COUNT:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

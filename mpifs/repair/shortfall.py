@@ -7,7 +7,7 @@ replaced), shows in its own count of bytes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from mpifs.core import records
@@ -29,6 +29,10 @@ class Shortfall:
     named: dict[int, int] = field(default_factory=dict)
     copies_max: int = 1
     """The greatest number of stores that one ref names."""
+
+    def named_on(self, stores: Iterable[int]) -> dict[int, int]:
+        """What refs name on each of these stores."""
+        return {store: self.named.get(store, 0) for store in stores}
 
     def unfilled(self, held: Mapping[int, int]) -> int:
         """Bytes that stores should hold and do not, by what they tell that they `held`."""

@@ -43,8 +43,11 @@ from mpifs.core.limits import (
     COPIES_MAX,
     COPY_BYTES_MAX,
     COPY_COUNT_MAX,
+    COPY_DETAIL_MAX,
     COPY_FETCHES,
+    COPY_QUEUE_LOOK_S,
     COPY_WORK_S,
+    IDLE_LOOK_S,
     REQUEST_TIMEOUT_S,
 )
 from mpifs.core.messages import (
@@ -64,8 +67,6 @@ from mpifs.transport.client import Client, Pending
 from mpifs.transport.request import Request
 
 _log = logging.getLogger(__name__)
-_DETAIL_MAX = 150  # characters of a refused item's sentence: COPY_COUNT_MAX of them fit.
-_QUEUE_LOOK_S = 0.02  # how soon a full write queue is tried again.
 
 
 class Served(NamedTuple):
@@ -88,7 +89,7 @@ class _Work:
     """Items on their way to the disk, and the thread itself while it goes through the items."""
 
     def fail(self, item: int, error: MpifsError) -> None:
-        failure = CopyFailure(item, error.errno or errno.EIO, str(error)[:_DETAIL_MAX])
+        failure = CopyFailure(item, error.errno or errno.EIO, str(error)[:COPY_DETAIL_MAX])
         with self.lock:
             self.failures.append(failure)
 
@@ -136,7 +137,10 @@ class Fetcher:
 
     def _run(self) -> None:
         while True:
-            work = self._queue.get()
+            try:
+                work = self._queue.get(timeout=IDLE_LOOK_S)
+            except queue.Empty:
+                continue
             try:
                 if self._is_stopped.is_set():
                     raise InUseError("this worker is stopping")
@@ -273,7 +277,7 @@ class Fetcher:
         while not self._store_now().submit(job):
             if time.monotonic() > work.deadline_s:
                 raise PosixError(errno.EAGAIN, "this worker's write queue is full")
-            time.sleep(_QUEUE_LOOK_S)
+            time.sleep(COPY_QUEUE_LOOK_S)
 
 
 class _Held:

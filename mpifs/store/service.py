@@ -314,14 +314,12 @@ class StoreService:
             raise InUseError("this worker is stopping already")
 
     def _put(self, request: Request) -> None:
-        served = self._served
-        body = request.body
         self._open_store()
-        if served is None or body is None:
-            raise ProtocolError("PUT without chunks")
+        served = self._served
+        assert served is not None
         images = arrived_images(request, served, self._sum)
         faultpoint.reach("store.received")
-        self._submit(request, Change(puts=images), len(body))
+        self._submit(request, Change(puts=images), request.header.body_bytes)
 
     def _delete(self, request: Request) -> None:
         keys = decode_keys(request.args)

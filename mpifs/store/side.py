@@ -19,6 +19,7 @@ from mpifs.core.image import IMAGE_HEADER_BYTES, decode_header, encode_key
 from mpifs.core.limits import KV_SLACK_BYTES
 from mpifs.core.types import ChunkKey
 from mpifs.kv import Environment, WriteTransaction
+from mpifs.store.cold import ColdGets
 
 COUNTERS_KEY = b"counters"
 SIDES = ("small", "large", "copy")
@@ -90,6 +91,7 @@ class Side:
         self.environment = Environment(
             path, DATABASES, sync="relaxed" if relaxed else "full", create=create
         )
+        self.cold = ColdGets(path)
         self._is_stale = False
         self.counters = self._read_counters()
 

@@ -50,8 +50,12 @@ class Pending(_Pending):
 
     def wait(self) -> Reply:
         """Waits for the reply.  Raises as `result` says; never later than the deadline."""
-        if not self.poll():
-            wait_any((self,))
+        until = time.monotonic() + SPIN_S
+        while not self.poll():
+            if time.monotonic() > until:
+                wait_any((self,), is_spun=True)
+                break
+            os.sched_yield()
         return self.result()
 
 
@@ -103,16 +107,17 @@ class Client:
         header = Header(
             kind, 0, self.epoch, slot.index, number, len(args), size, items, bell.address, 0
         )
+        is_inline = size <= INLINE_BYTES_MAX
+        message = encode_message(header, args, body if body and is_inline else b"")
         try:
             pending.listen()
-            is_inline = body is not None and size <= INLINE_BYTES_MAX
-            message = encode_message(header, args, body if body and is_inline else b"")
             pending.track(self.endpoint.isend(rank, tag_of(kind), message))
-            if body is not None and size > INLINE_BYTES_MAX:
+            if body is not None and not is_inline:
                 pending.track(self.endpoint.isend(rank, TAG_DATA_BASE + slot.index, body))
+            self.endpoint.ring(rank, b"")  # before the tests, which may take as long as a message.
+            pending.drop_sent()
         except MpifsError as error:
             pending.fail(error)
-        self.endpoint.ring(rank, b"")
         return pending
 
     def call(
@@ -168,17 +173,19 @@ class Client:
             self._sweeping.release()
 
 
-def wait_any(pendings: Sequence[Pending], timeout_s: float | None = None) -> list[Pending]:
+def wait_any(
+    pendings: Sequence[Pending], timeout_s: float | None = None, *, is_spun: bool = False
+) -> list[Pending]:
     """Waits until at least one request is over; returns those that are, [] at the time limit.
 
-    Without a time limit the requests' own deadlines end it.
+    Without a time limit the requests' own deadlines end it.  `is_spun`: the caller has spun.
 
     Requires: at least one pending, all of one client.
     """
     client = pendings[0].client
     limit = float("inf") if timeout_s is None else time.monotonic() + timeout_s
     bell = client.endpoint.bell()
-    if done := _spin(pendings):
+    if not is_spun and (done := _spin(pendings)):
         return done
     while True:
         for _ in range(PROBE_COUNT):

@@ -133,7 +133,10 @@ class MpiReceive(MpiOperation):
         link: Link,
         status: MPI.Status,
     ) -> None:
-        super().__init__(endpoint, request, peer, link)
+        self._endpoint = endpoint  # not by super(): there is one for each request.
+        self._request = request
+        self._peer = peer
+        self._link = link
         self._status = status
         self.is_done = False
         self.received = 0

@@ -148,8 +148,12 @@ class Pending:
 
     def track(self, send: Operation) -> None:
         """Adds a send whose end this request must see."""
-        if not send.test():
-            self._sends.append(send)
+        self._sends.append(send)
+
+    def drop_sent(self) -> None:
+        """Forgets the sends that are complete, as short ones are at once.  Raises PeerDeadError."""
+        while self._sends and self._sends[-1].test():
+            self._sends.pop()
 
     def fail(self, error: MpifsError) -> None:
         """Ends the request with `error`; its slot is swept."""
@@ -227,10 +231,9 @@ class Pending:
             if receive.received != len(self._body):
                 raise ProtocolError(f"body from rank {self.rank} is not as long as its header says")
             faultpoint.alter("transport.reply.body", memoryview(self._body))
-        while self._sends:
-            if not self._sends[-1].test():
-                return False
-            self._sends.pop()
+        self.drop_sent()
+        if self._sends:
+            return False
         self._conclude()
         return True
 

@@ -20,6 +20,7 @@ from mpifs import faultpoint
 from mpifs.core.checksum import Buffer
 from mpifs.core.errors import MpifsError, ProtocolError
 from mpifs.core.limits import (
+    BELL_QUIET_TIMEOUT_S,
     BELL_TIMEOUT_S,
     HEADER_BYTES,
     INLINE_BYTES_MAX,
@@ -40,6 +41,7 @@ from mpifs.core.messages import (
     TAG_REPLY_BASE,
     VERSION,
     Header,
+    Kind,
     decode_message,
     encode_message,
 )
@@ -103,6 +105,7 @@ class Server:
         self._waiting: deque[Request] = deque()
         self._receiving: list[tuple[Request, Operation]] = []
         self._heard: dict[int, float] = {}
+        self._is_busy = False  # Something but PINGs has come since `run` has looked.
         self._is_far = not all(map(endpoint.is_near, range(endpoint.size)))
 
     def heard_s(self, rank: int) -> float | None:
@@ -110,24 +113,32 @@ class Server:
         return self._heard.get(rank)
 
     def run(self, should_stop: Callable[[], bool], idle: Callable[[], None]) -> None:
-        """Serves until `should_stop`; `idle` is called before each sleep, at least 20 × a second.
+        """Serves until `should_stop`; `idle` is called before each sleep.
 
-        Leaves replies that are still on their way to `flush`.
+        Both are called at least each BELL_QUIET_TIMEOUT_S.  Replies that are still on their way
+        are left to `flush`.
         """
         bell = self.endpoint.server_bell()
-        now = moved = time.monotonic()
-        spin_until = now + SPIN_S
+        busy_s = time.monotonic()
+        spin_until = busy_s + SPIN_S
+        is_rung = False
         while not should_stop():
             if self.tick():
-                moved = time.monotonic()
-                spin_until = moved + SPIN_S
+                if self._is_busy:
+                    self._is_busy = False
+                    busy_s = time.monotonic()
+                    spin_until = busy_s + SPIN_S
+                is_rung = False
                 continue
             now = time.monotonic()
             if now < spin_until:
                 os.sched_yield()
                 continue
+            if is_rung:  # for nothing: its message may still wait in the sender's library.
+                busy_s = now
             idle()
-            if bell.wait(self._nap_s(now - moved)):
+            is_rung = bell.wait(self._nap_s(now - busy_s))
+            if is_rung:
                 spin_until = time.monotonic() + SPIN_S
 
     def flush(self, timeout_s: float) -> bool:
@@ -148,6 +159,7 @@ class Server:
             moved = self._finish_sends()
         if self._receiving or self._waiting:
             moved = self._finish_receives() or moved
+        self._is_busy = self._is_busy or moved
         for _ in range(SERVER_BATCH_COUNT):
             incoming = self.endpoint.probe()
             if incoming is None:
@@ -160,7 +172,7 @@ class Server:
         if self._sending or self._receiving:
             return SEND_PROGRESS_S
         if not self._is_far:
-            return BELL_TIMEOUT_S
+            return min(max(2 * quiet_s, BELL_TIMEOUT_S), BELL_QUIET_TIMEOUT_S)
         return NO_BELL_SLEEP_S if quiet_s < NO_BELL_QUIET_S else NO_BELL_QUIET_SLEEP_S
 
     # Requests coming in.
@@ -178,6 +190,8 @@ class Server:
             self._refuse(source, incoming.size, error)
             return
         self._heard[source] = time.monotonic()
+        if header.kind != Kind.PING:  # a rank that only hears the heartbeat is quiet.
+            self._is_busy = True
         request = Request(self, header, source, bytes(message[HEADER_BYTES:end]))
         if not header.body_bytes:
             self._handle(request)
@@ -307,16 +321,15 @@ class Server:
         """Sends a reply; any thread."""
         asked, source = request.header, request.source
         size = 0 if body is None else len(body)
-        header = asked._replace(
-            status=status, args_bytes=len(args), body_bytes=size, items=items, bell=b"", free=free
-        )
+        kind, _, epoch, slot, number, *_ = asked
+        header = Header(kind, status, epoch, slot, number, len(args), size, items, b"", free)
         operations: list[Operation] = []
         is_inline = size <= INLINE_BYTES_MAX
         message = encode_message(header, args, body if body and is_inline else b"")
         try:
-            operations.append(self.endpoint.isend(source, TAG_REPLY_BASE + asked.slot, message))
+            operations.append(self.endpoint.isend(source, TAG_REPLY_BASE + slot, message))
             if body is not None and not is_inline:
-                tag = TAG_REPLY_DATA_BASE + asked.slot
+                tag = TAG_REPLY_DATA_BASE + slot
                 operations.append(self.endpoint.isend(source, tag, body))
         except MpifsError as error:
             _log.info("reply not delivered: %s", error)
@@ -324,10 +337,12 @@ class Server:
         if address:
             self.endpoint.ring(source, address)
         sending = _Sending(operations, on_sent)
-        if not sending.is_over():
+        is_over = sending.is_over()
+        if not is_over:
             self._sending.append(sending)
-            if threading.get_ident() != self._thread:
-                self.endpoint.ring(self.endpoint.rank, b"")
+        # The loop must look after it, or may have been waiting for what `on_sent` has done (STOP).
+        if threading.get_ident() != self._thread and (on_sent is not None or not is_over):
+            self.endpoint.ring(self.endpoint.rank, b"")
 
     def _finish_sends(self) -> bool:
         """Tests the replies under way once each; True if one is complete."""

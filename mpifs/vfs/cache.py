@@ -10,6 +10,7 @@ import errno
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Protocol
 
 from mpifs.core.buffers import BufferPool
 from mpifs.core.errors import MpifsError, PosixError
@@ -55,6 +56,18 @@ class Lent:
         self._cache.release(self._entry)
 
 
+class PartSource(Protocol):
+    """Where parts of chunks come from; any thread."""
+
+    def read(self, key: ChunkKey, ref: ChunkRef, start: int, into: memoryview) -> bool:
+        """Fills `into` with verified payload from `start` on; False: fetch the whole chunk."""
+        ...
+
+    def forget(self) -> None:
+        """Forgets what it has learned of chunks so far."""
+        ...
+
+
 class _Heat:
     """Tells which chunks are read part after part so often that all of them should be here.
 
@@ -82,18 +95,18 @@ class _Heat:
 class ChunkCache:
     """Bounded by `bytes_max`; least recently used chunks leave first.  Any thread may call.
 
-    `fetch` brings a whole chunk, `fetch_part` fills a buffer with a part of one or says False.
+    `fetch` brings a whole chunk, `parts` a part of one.
     `lock` guards the table, the byte count and every entry's `users`.
     """
 
     def __init__(
         self,
         fetch: Callable[[ChunkKey, ChunkRef, bytearray], memoryview],
-        fetch_part: Callable[[ChunkKey, ChunkRef, int, memoryview], bool],
+        parts: PartSource,
         bytes_max: int,
     ) -> None:
         self._fetch = fetch
-        self._fetch_part = fetch_part
+        self._parts = parts
         self._heat = _Heat(bytes_max)
         self._bytes_max = bytes_max
         self._lock = threading.Lock()
@@ -102,7 +115,7 @@ class ChunkCache:
         self.bytes_used = 0
         self.hits = 0
         self.misses = 0
-        self.parts = 0
+        self.part_reads = 0
         """Misses for which a part of the chunk was fetched; roughly, threads may lose counts."""
 
     def copy(self, key: ChunkKey, ref: ChunkRef, start: int, into: memoryview) -> None:
@@ -131,10 +144,10 @@ class ChunkCache:
         if (
             key not in self._entries
             and not self._heat.note(key, ref.length)
-            and self._fetch_part(key, ref, start, into)
+            and self._parts.read(key, ref, start, into)
         ):
             self.misses += 1
-            self.parts += 1
+            self.part_reads += 1
         else:
             self.copy(key, ref, start, into)
 
@@ -168,7 +181,8 @@ class ChunkCache:
                 self._evict(key)
 
     def clear(self) -> None:
-        """Drops all chunks, as `forget` does."""
+        """Drops all chunks, and what is known of their parts, as `forget` does."""
+        self._parts.forget()
         with self._lock:
             for key in list(self._entries):
                 self._evict(key)

@@ -72,7 +72,8 @@ class Committer:
 
     def kick(self) -> None:
         """Something is dirty: tick within half the commit interval."""
-        self._wake.set()
+        if not self._wake.is_set():  # it is cleared before a tick begins, so none is missed
+            self._wake.set()
 
     def renamed_over(self, data: FileData | None) -> None:
         """A file has a new name; `data` (if it is dirty) goes behind the barrier.
@@ -165,7 +166,7 @@ class Committer:
                 while not all(buffer.is_done for buffer in flying):
                     if time.monotonic() > deadline:
                         raise MpifsError("workers do not take the data on its way to them")
-                    data.idle.wait(SETTLE_LOOK_S)
+                    data.await_idle(SETTLE_LOOK_S)
         self.commit()
 
     def claim_room(self, size: int, *, is_growth: bool = True) -> None:

@@ -18,11 +18,11 @@ class FileData:
     """
 
     __slots__ = (
+        "_idle",
         "closing",
         "dirty",
         "error",
         "handles",
-        "idle",
         "in_flight",
         "inode",
         "lock",
@@ -31,12 +31,23 @@ class FileData:
     def __init__(self, inode: Inode) -> None:
         self.inode = inode
         self.lock = threading.RLock()
-        self.idle = threading.Condition(self.lock)
+        self._idle: threading.Condition | None = None
         self.dirty: dict[int, ChunkBuffer] = {}
         self.in_flight: deque[ChunkBuffer] = deque()
         self.error: OSError | None = None
         self.handles: set[int] = set()
         self.closing = False
+
+    def await_idle(self, timeout_s: float) -> None:
+        """Waits until nothing is in flight, or for the time given.  Requires: the lock is held."""
+        if self._idle is None:  # most files are never waited for
+            self._idle = threading.Condition(self.lock)
+        self._idle.wait(timeout_s)
+
+    def tell_idle(self) -> None:
+        """Nothing is in flight any more.  Requires: the lock is held."""
+        if self._idle is not None:
+            self._idle.notify_all()
 
     @property
     def has_unwritten(self) -> bool:

@@ -306,8 +306,8 @@ class Files:
         inode = handle.inode
         with self._writeback.locked(inode) as data:
             data.handles.discard(number)
-            is_last = not data.handles
-        if is_last:
+            is_due = not data.handles and (data.has_unwritten or not inode.nlink)
+        if is_due:
             self._committer.removed(inode)
             self._committer.kick()
         self._index.unpin(inode)

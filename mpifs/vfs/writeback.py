@@ -29,6 +29,8 @@ from mpifs.vfs.resend import Resend
 
 log = logging.getLogger(__name__)
 
+_STORED = object()
+
 
 class WriteBack:
     """All dirty data of the mount.
@@ -297,13 +299,15 @@ class WriteBack:
                 buffer.is_cancelled = True
                 self._index.add_garbage(item.key, item.stores)
             while data.in_flight and data.in_flight[0].is_done:
-                self._apply(data, data.in_flight[0])
+                first = data.in_flight[0]
+                self._apply(data, first)
                 data.in_flight.popleft()  # after its ref is in: readers look without the lock
+                first.outgoing = _STORED  # which names the buffer: no cycle for the collector
             if lost:
                 self._forget_lost(data, buffer.chunk)
             self._settle(data)
             if not data.in_flight:
-                data.idle.notify_all()
+                data.tell_idle()
         if lost:
             self.on_lost(inode)
 
@@ -374,7 +378,7 @@ class WriteBack:
                 left = deadline - time.monotonic()
                 if left <= 0:
                     raise MpifsError(f"{self._name(data.inode)}: workers do not take its data")
-                data.idle.wait(left)
+                data.await_idle(left)
 
     def _name(self, inode: Inode) -> str:
         return self._index.path_of(inode.ino).decode(errors="backslashreplace")

@@ -142,7 +142,7 @@ def test_a_mount_that_a_stranger_keeps_busy_loses_nothing(home: Path):
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (("/none",), 1, b"mpifs: /none: No such file or directory\n"),
+        (("/none",), 1, b"mpifs: /none does not exist; make a volume with: mpifs mkfs /none\n"),
         (("/etc/passwd",), 1, b"mpifs: /etc/passwd is no folder; name a volume, a mount"),
         (("/tmp", "--only", "reed"), 2, b"there is no phase 'reed'"),
         (("/tmp", "--size", "1MiB"), 2, b"--size is at least 8MiB"),

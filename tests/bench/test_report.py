@@ -96,7 +96,8 @@ def test_an_unknown_phase_is_named_with_those_there_are():
 def test_only_limits_that_somebody_needs_are_measured():
     assert needed_limits(chosen("stat")) == ()
     assert needed_limits(chosen("random_read")) == ("mpi_round", "lmdb_put", "lmdb_rate")
-    assert needed_limits(chosen("read_cold")) == ("mpi_get", "lmdb_put", "lmdb_get", "hash")
+    assert needed_limits(chosen("read_cold")) == ("mpi_get", "lmdb_put", "lmdb_warm", "hash")
+    assert needed_limits(chosen("read_disk")) == ("mpi_get", "lmdb_put", "lmdb_get", "hash")
 
 
 def test_names_are_consistent():

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mpifs.core.errors import ProtocolError
+from mpifs.core.image import encode_key
 from mpifs.core.limits import (
     ARGS_BYTES_MAX,
     BODY_BYTES_MAX,
@@ -27,6 +28,7 @@ from mpifs.core.messages import (
     CopyFailure,
     CopyItem,
     CopyReply,
+    GetPart,
     Header,
     HelloReply,
     Kind,
@@ -42,6 +44,7 @@ from mpifs.core.messages import (
     encode_message,
     tag_of,
 )
+from mpifs.core.types import ChunkKey
 
 GOLDEN = (
     "464d" "02" "20" "fbffffff" "03000000" "11000000" "8877665544332211" "0a000000" "70110100" "04000000"
@@ -62,6 +65,9 @@ GOLDEN_ARGS = {
     "82a6736f7572636502a56974656d739193c4186b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b6b07c41063636363636363636363636363636363": Copy(
         2, [CopyItem(b"k" * 24, 7, b"c" * 16)]
     ),
+    "96c418000000000000000700000000000000020000000000000009ce00100000c410636363636363636363636363636363631101c3": GetPart(
+        encode_key(ChunkKey(7, 2, 9)), 1 << 20, b"c" * 16, 17, 1, True
+    ),
     "81a86661696c757265739193011ca466756c6c": CopyReply([CopyFailure(1, 28, "full")]),
     "83a573746f726503ab766f6c756d655f75756964c41076767676767676767676767676767676aa73746f72655f75756964c41073737373737373737373737373737373": Retire(
         3, b"v" * 16, b"s" * 16
@@ -73,7 +79,7 @@ HEADERS = st.builds(
     Header, st.integers(0, 255), st.integers(-(2**31), 2**31 - 1), U32, st.integers(0, SLOT_COUNT_MAX - 1), U64, st.integers(0, ARGS_BYTES_MAX),
     st.integers(0, BODY_BYTES_MAX), U32, st.binary(min_size=16, max_size=16), U64,
 )  # fmt: skip
-ARGS: list[type[Any]] = [HelloReply, Serve, StoreStats, ListKeys, Copy, CopyReply, Retire]
+ARGS: list[type[Any]] = [HelloReply, Serve, StoreStats, ListKeys, Copy, CopyReply, Retire, GetPart]
 
 
 def test_golden_header() -> None:
@@ -122,6 +128,7 @@ def test_numbers_are_frozen() -> None:
         "LIST": 35,
         "RETIRE": 9,
         "COPY": 38,
+        "GET_PART": 39,
     }
     assert {name: int(Kind[name]) for name in first} == first
     assert (TAG_CONTROL, TAG_METADATA, TAG_REPLY_BASE, TAG_DATA_BASE) == (1, 2, 8192, 16384)

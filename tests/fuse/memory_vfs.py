@@ -344,7 +344,11 @@ class MemoryVfs:
         del self.handles[fh]
 
     def fsync(self, fh: int, datasync: bool = False) -> None:
+        """Takes as many seconds as the file says after `takes`."""
         self.count("fsync")
+        word, _, seconds = bytes(self.handles[fh][0].data[:20]).partition(b" ")
+        if word == b"takes":
+            time.sleep(float(seconds))
 
     def fallocate(self, fh: int, mode: int, offset: int, length: int, caller: Caller) -> None:
         if mode & ~3:

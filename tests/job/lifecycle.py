@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mpifs.job import state as job_state
@@ -74,6 +74,21 @@ class Volume:
         while self.left(state) and time.monotonic() < deadline:
             time.sleep(0.02)
         assert self.left(state) == [], self.log()
+
+    def put(self, name: str, content: bytes) -> None:
+        """Writes a file, durably."""
+        with open(self.mountpoint / name, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def await_that(self, check: Callable[[], bool], limit_s: float) -> float:
+        """Seconds until `check` holds; fails at the limit."""
+        begun = time.monotonic()
+        while not check():
+            assert time.monotonic() - begun < limit_s, self.log()
+            time.sleep(0.02)
+        return time.monotonic() - begun
 
     def clear(self) -> list[str]:
         """Takes away by force what is left; says what it was."""

@@ -7,8 +7,6 @@ import contextlib
 import json
 import os
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,21 +29,6 @@ def _mount(vol: Volume, hosts: Hosts, *words: str) -> job_state.State:
     return vol.mount(*agent, "--replicas", "2", "--chunk-size", "64KiB", *words)
 
 
-def _put(vol: Volume, name: str) -> None:
-    with open(vol.mountpoint / name, "wb") as file:
-        file.write(CONTENT)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _within(check: Callable[[], bool], limit_s: float, vol: Volume) -> float:
-    begun = time.monotonic()
-    while not check():
-        assert time.monotonic() - begun < limit_s, vol.log()
-        time.sleep(0.05)
-    return time.monotonic() - begun
-
-
 def _left_elsewhere(vol: Volume, job: str, lost: list[int]) -> list[str]:
     """Processes of the job that are not on the lost host, and the mount."""
     found = [str(p.pid) for p in marked_with(job, everywhere=True) if p.pid not in lost]
@@ -55,17 +38,16 @@ def _left_elsewhere(vol: Volume, job: str, lost: list[int]) -> list[str]:
 def test_a_host_that_is_cut_off(hosts: Hosts) -> None:
     with volume() as vol:
         state = _mount(vol, hosts)
-        _put(vol, "file")
+        vol.put("file", CONTENT)
         gone = hosts.names[1]
         lost = hosts.pids(gone)
         hosts.cut(gone)
-        took_s = _within(lambda: not _left_elsewhere(vol, state["job"], lost), BOUND_S, vol)
+        took_s = vol.await_that(lambda: not _left_elsewhere(vol, state["job"], lost), BOUND_S)
         print(f"cleared {took_s:.1f} s after the cut")
         assert f"host {gone} has been silent" in vol.state()["reason"]
-        _within(
+        vol.await_that(
             lambda: not [w for w in state["workers"] if w["host"] == gone and _lives(w["pid"])],
             BOUND_S,
-            vol,
         )  # the worker there ends by itself.
         hosts.mend(gone)
         hosts.end(gone)
@@ -81,7 +63,7 @@ def _lives(pid: int) -> bool:
 def test_the_volume_comes_back_on_the_hosts_that_remain(hosts: Hosts) -> None:
     with volume() as vol:
         state = _mount(vol, hosts, "-o", "restart=3")
-        _put(vol, "file")
+        vol.put("file", CONTENT)
         rank0, gone = pid_of(state, "rank0"), hosts.names[2]
         daemons = [pid for pid in hosts.pids(gone) if _name(pid) == "prted"]
         assert daemons
@@ -98,12 +80,12 @@ def test_the_volume_comes_back_on_the_hosts_that_remain(hosts: Hosts) -> None:
                 return (vol.mountpoint / "file").read_bytes() == CONTENT
             return False
 
-        took_s = _within(is_back, 40.0, vol)
+        took_s = vol.await_that(is_back, 40.0)
         print(f"back {took_s:.1f} s after the host's death")
         document = json.loads(mpifs("status", str(vol.mountpoint), "--json").stdout)
         states = {row["id"]: row["state"] for row in document["workers"]}
         assert sorted(states.values()) == ["lost", "serving", "serving"]
-        _put(vol, "written while degraded")
+        vol.put("written while degraded", CONTENT)
         assert (vol.mountpoint / "written while degraded").read_bytes() == CONTENT
         assert mpifs("umount", str(vol.mountpoint)).returncode == 0
 

@@ -72,6 +72,10 @@ def test_commands() -> None:
     assert "OMPI_COMM_WORLD_SIZE" not in env
     assert (env["X"], env["MPI4PY_LIBMPI"]) == ("y", "/o/libmpi.so.40")
     assert env["HOME"]
+    name = "OMPI_MCA_btl_sm_eager_limit"
+    assert int(env[name]) > 16 * 1024 + 4 * 1024 + 64
+    assert openmpi.environment({name: "4096"})[name] == "4096"
+    assert name not in mpich.environment({})
 
 
 def test_state_ends_once(tmp_path: Path) -> None:

@@ -24,22 +24,6 @@ CONTENT = os.urandom(300_001)
 BACK_S = 10.0
 
 
-def _put(vol: Volume) -> None:
-    with open(vol.mountpoint / "file", "wb") as file:
-        file.write(CONTENT)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _wait(check: Callable[[], bool], timeout_s: float, vol: Volume) -> float:
-    """Seconds until `check` holds."""
-    begun = time.monotonic()
-    while not check():
-        assert time.monotonic() - begun < timeout_s, vol.log()
-        time.sleep(0.02)
-    return time.monotonic() - begun
-
-
 def _serves(vol: Volume, after: int) -> Callable[[], bool]:
     """Whether the volume is served again by another rank 0, and gives the right bytes."""
 
@@ -65,11 +49,11 @@ def _crash(vol: Volume, role: str) -> int:
 def test_the_volume_comes_back_as_often_as_allowed() -> None:
     with volume() as vol:
         state = vol.mount("-w", "2", "-o", "restart=2")
-        _put(vol)
+        vol.put("file", CONTENT)
         job = state["job"]
         for count, role in enumerate(("rank0", "launcher"), 1):
             rank0 = _crash(vol, role)
-            _wait(_serves(vol, rank0), BACK_S, vol)
+            vol.await_that(_serves(vol, rank0), BACK_S)
             assert vol.state()["restarts"] == count
             assert len([m for m in [mount_at(str(vol.mountpoint))] if m]) == 1
         shown = mpifs("status", str(vol.mountpoint)).stdout
@@ -88,12 +72,12 @@ def test_status_and_umount_while_restarting() -> None:
     """The third restart in a row waits for two seconds: then nothing is mounted."""
     with volume() as vol:
         state = vol.mount("-w", "2", "-o", "restart=5")
-        _put(vol)
+        vol.put("file", CONTENT)
         for _ in range(2):
-            _wait(_serves(vol, _crash(vol, "rank0")), BACK_S, vol)
+            vol.await_that(_serves(vol, _crash(vol, "rank0")), BACK_S)
         _crash(vol, "rank0")
-        _wait(lambda: vol.state()["state"] == job_state.RESTARTING, 5.0, vol)
-        _wait(lambda: mount_at(str(vol.mountpoint)) is None, 5.0, vol)
+        vol.await_that(lambda: vol.state()["state"] == job_state.RESTARTING, 5.0)
+        vol.await_that(lambda: mount_at(str(vol.mountpoint)) is None, 5.0)
         places = (vol.folder.path, str(vol.mountpoint))
         commands = [("status", place, "--json") for place in places] + [("mount", *places)]
         with ThreadPoolExecutor() as pool:  # at once, to be in time on a slow machine.
@@ -120,9 +104,9 @@ def test_foreground_restarts_too() -> None:
         command = [sys.executable, "-m", "mpifs", *words, "--foreground"]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
             try:
-                _wait(lambda: vol.state().get("state") == job_state.READY, 30.0, vol)
-                _put(vol)
-                _wait(_serves(vol, _crash(vol, "rank0")), BACK_S, vol)
+                vol.await_that(lambda: vol.state().get("state") == job_state.READY, 30.0)
+                vol.put("file", CONTENT)
+                vol.await_that(_serves(vol, _crash(vol, "rank0")), BACK_S)
                 assert process.poll() is None
                 assert mpifs("umount", str(vol.mountpoint)).returncode == 0
                 assert process.wait(20) == 0
@@ -133,10 +117,10 @@ def test_foreground_restarts_too() -> None:
 def test_mpich_ends_the_job_with_a_worker_and_the_volume_comes_back() -> None:
     with volume("mpich") as vol:
         state = vol.mount("-w", "2", "-o", "restart=1")
-        _put(vol)
+        vol.put("file", CONTENT)
         rank0 = pid_of(state, "rank0")
         os.kill(state["workers"][0]["pid"], signal.SIGKILL)
-        _wait(_serves(vol, rank0), BACK_S, vol)
+        vol.await_that(_serves(vol, rank0), BACK_S)
         assert "a rank died or mpiexec was ended, and MPICH ends the whole job" in vol.log()
         os.kill(vol.state()["workers"][1]["pid"], signal.SIGKILL)
         vol.await_gone(state, 10.0)

@@ -14,7 +14,7 @@ from mpifs import faultpoint
 from mpifs.core.types import ChunkKey, ChunkRef
 from mpifs.repair.findings import LEFTOVER, Progress
 from mpifs.repair.heal import Healing
-from mpifs.repair.moves import Departure, Evening, Targets, refs_of_volume, used_bytes
+from mpifs.repair.moves import Departure, Evening, Targets, refs_of_volume
 from mpifs.repair.pace import HealPace
 from mpifs.repair.shortfall import shortfall
 from mpifs.repair.stores import StoreAccess
@@ -30,6 +30,12 @@ def targets(stores: StoreAccess, *without: int) -> Targets:
     live = sorted(stores.available)
     order = [store for store in live if store not in without]
     return Targets(order, dict.fromkeys(order, GIB), frozenset(live))
+
+
+def used_bytes(view: VolumeView) -> dict[int, int]:
+    nobody: frozenset[int] = frozenset()
+    found = shortfall(view, lost=nobody, draining=nobody, placing=3, progress=Progress())
+    return found.named_on((1, 2, 3))
 
 
 def empty(view: VolumeView, stores: StoreAccess, store: int) -> Departure:
@@ -168,14 +174,14 @@ def test_no_more_is_moved_than_evening_out_needs(tmp_path: Path) -> None:
         assert vfs is not None
         contents = make_files(vfs, random.Random(SEED), 20)
         empty(view, stores, 1)
-        used = used_bytes(view, dict.fromkeys((1, 2, 3)), Progress())
+        used = used_bytes(view)
         evening = Evening(used, targets(stores), CHUNK // 2)
         excess = evening.excess()
         moved = 0
         for cures in evening.plan(view, Progress()):
             Healing(view, stores).run(cures)
             moved += sum(cure.ref.length for cure in cures)
-        used = used_bytes(view, dict.fromkeys((1, 2, 3)), Progress())
+        used = used_bytes(view)
         assert used == evening.used
         assert max(used.values()) - min(used.values()) <= 3 * CHUNK
         assert 0 < moved <= excess + 3 * CHUNK

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import struct
+import threading
 import time
 
 import pytest
@@ -233,3 +234,95 @@ def test_body_under_way_at_the_deadline_leaves_the_buffer_alone(rig: Rig) -> Non
     swept_by = rig.client.start(1, Kind.PING)
     assert rig.client.retired_count == 0
     assert not swept_by.poll()
+
+
+def test_a_quiet_loop_naps_longer_and_a_lost_ring_costs_no_more_than_that(
+    rig: Rig, monkeypatch
+) -> None:
+    naps: list[float] = []
+
+    def wait(timeout_s: float) -> bool:
+        naps.append(timeout_s)
+        time.sleep(timeout_s)
+        if sum(naps) > 2 and not pendings:
+            monkeypatch.setattr(rig.asker, "ring", lambda rank, address: None)
+            pendings.append(rig.client.start(1, Kind.PING))
+        return False
+
+    pendings: list[Pending] = []
+    monkeypatch.setattr(rig.worker.server_bell(), "wait", wait)
+    rig.server.run(lambda: bool(rig.got), lambda: None)
+    assert naps[0] == limits.BELL_TIMEOUT_S
+    assert naps == sorted(naps)
+    assert naps[-1] == limits.BELL_QUIET_TIMEOUT_S <= limits.HEARTBEAT_S / 2
+    rig.got.pop().reply()
+    pendings[0].wait()
+
+
+def test_a_ring_without_a_message_makes_the_loop_look_soon_again(rig: Rig, monkeypatch) -> None:
+    """The message may still wait in its sender's library."""
+    naps: list[float] = []
+
+    def wait(timeout_s: float) -> bool:
+        naps.append(timeout_s)
+        time.sleep(timeout_s)
+        return timeout_s == limits.BELL_QUIET_TIMEOUT_S
+
+    monkeypatch.setattr(rig.worker.server_bell(), "wait", wait)
+    rig.server.run(lambda: naps[-2:-1] == [limits.BELL_QUIET_TIMEOUT_S], lambda: None)
+    assert naps[-1] == limits.BELL_TIMEOUT_S
+
+
+def test_an_answer_of_another_thread_that_ends_the_service_wakes_the_loop(rig: Rig) -> None:
+    pending = rig.client.start(1, Kind.STOP)
+    stopped = threading.Event()
+    rig.server.tick()
+    rig.worker.server_bell().wait(0)
+    thread = threading.Thread(target=lambda: rig.got.pop().reply(on_sent=stopped.set))
+    thread.start()
+    thread.join()
+    assert stopped.is_set()
+    assert rig.worker.server_bell().wait(1)
+    pending.wait()
+
+
+def test_a_heartbeat_is_no_traffic(rig: Rig, monkeypatch) -> None:
+    naps: list[float] = []
+    pings: list[Pending] = []
+
+    def wait(timeout_s: float) -> bool:
+        naps.append(timeout_s)
+        if timeout_s < limits.BELL_QUIET_TIMEOUT_S:
+            time.sleep(timeout_s)
+            return False
+        pings.append(rig.client.start(1, Kind.PING))
+        return True
+
+    monkeypatch.setattr(rig.worker.server_bell(), "wait", wait)
+    rig.server.run(lambda: len(rig.got) == 3, lambda: None)
+    assert naps[-3:] == [limits.BELL_QUIET_TIMEOUT_S] * 3
+    for request in rig.got:
+        request.reply()
+    for ping in pings:
+        ping.wait()
+
+
+def test_the_loop_spins_after_slow_work_too(rig: Rig, monkeypatch) -> None:
+    worked: list[float] = []
+    slept: list[float] = []
+
+    def handle(request: Request) -> None:
+        time.sleep(5 * limits.SPIN_S)
+        request.reply()
+        worked.append(time.monotonic())
+
+    def wait(timeout_s: float) -> bool:
+        slept.append(time.monotonic())
+        return False
+
+    rig.server._handler = handle
+    pending = rig.client.start(1, Kind.GET)
+    monkeypatch.setattr(rig.worker.server_bell(), "wait", wait)
+    rig.server.run(lambda: bool(worked and slept), lambda: None)
+    assert slept[0] - worked[0] >= limits.SPIN_S
+    pending.wait()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from mpifs import faultpoint
-from mpifs.core.errors import DamageError
+from mpifs.core.errors import DamageError, PeerDeadError
 from mpifs.core.image import encode_key
 from mpifs.core.limits import KIB, MIB, PART_BLOCK_BYTES, PART_HOT_COUNT, PART_READ_BYTES_MAX
 from mpifs.core.messages import Kind
@@ -58,10 +59,13 @@ class Files:
         return self.vfs.reader.cache
 
     def cold(self) -> None:
-        """No chunk is here, none is hot, and the handle stands at the end of the file."""
-        self.cache.clear()
+        """No chunk is here, none is hot, and the handle stands at the end of the file; the tables
+        of sums stay."""
+        with self.cache._lock:
+            for key in list(self.cache._entries):
+                self.cache._evict(key)
         self.cache._heat._left = 0
-        self.cache.parts = 0
+        self.cache.part_reads = 0
         self.vfs._handles.file(self.fh).read_end = len(DATA)
         self.asked.clear()
 
@@ -122,7 +126,7 @@ def test_right_bytes_at_every_edge(make: Any) -> None:
         for edge in edges:
             for offset in {max(0, edge), max(0, edge - length), len(DATA) - length}:
                 files.check(offset, length)
-    assert files.cache.parts
+    assert files.cache.part_reads
     for _ in range(300):
         files.check(chance.randrange(len(DATA)), chance.randrange(1, 3 * BLOCK))
     assert files.read(len(DATA) - 3, 100) == DATA[-3:]  # the end of the file, in its last block
@@ -134,7 +138,7 @@ def test_only_parts_travel(make: Any) -> None:
     for chunk in (9, 2, 7, 2, 9, 4):
         files.check(chunk * CHUNK + 5 * BLOCK, 4096)
     assert files.asked == {Kind.GET_PART: 6}
-    assert (files.cache.parts, files.cache.bytes_used) == (6, 0)
+    assert (files.cache.part_reads, files.cache.bytes_used) == (6, 0)
 
 
 def test_sequential_readers_take_whole_chunks(make: Any) -> None:
@@ -142,7 +146,7 @@ def test_sequential_readers_take_whole_chunks(make: Any) -> None:
     fh = files.vfs.open(b"/file", os.O_RDONLY).fh
     for offset in range(0, len(DATA), 4096):
         assert files.read(offset, 4096, fh) == DATA[offset : offset + 4096]
-    assert files.cache.parts == 0
+    assert files.cache.part_reads == 0
     assert files.asked[Kind.GET_PART] == 0
     files.cold()
     files.check(5 * CHUNK, 4096)  # one that begins anywhere is known at its second read
@@ -183,6 +187,28 @@ def test_long_reads_and_small_chunks_come_whole(make: Any) -> None:
     assert files.asked[Kind.GET_PART] == 0
 
 
+def test_threads_on_one_handle(make: Any) -> None:
+    files = make()
+    failed: list[object] = []
+
+    def work(seed: int) -> None:
+        chance = random.Random(seed)
+        for _ in range(80):
+            offset, length = chance.randrange(len(DATA)), chance.randrange(1, 20_000)
+            if files.read(offset, length) != DATA[offset : offset + length]:
+                failed.append((offset, length))
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not failed
+    assert files.cache.part_reads
+    files.cache.clear()
+    assert files.cache._parts.tables.bytes_used == 0
+
+
 def test_holes_and_unwritten_bytes(make: Any) -> None:
     files = make()
     fh = files.vfs.create(b"/sparse", 0o644, os.O_RDWR, ME).fh
@@ -194,7 +220,7 @@ def test_holes_and_unwritten_bytes(make: Any) -> None:
     assert files.read(5 * CHUNK + 9, 4096, fh) == DATA[9:4105]
     assert files.read(6 * CHUNK - 5, 10, fh) == DATA[CHUNK - 5 : CHUNK] + bytes(5)
     assert files.read(20 * CHUNK + 2, 50, fh) == b"d"
-    assert files.cache.parts
+    assert files.cache.part_reads
     files.vfs.write(fh, memoryview(b"new"), 5 * CHUNK + 9)
     assert files.read(5 * CHUNK + 8, 5, fh) == DATA[8:9] + b"new" + DATA[12:13]
 
@@ -241,7 +267,7 @@ def test_damage_with_a_good_replica(make: Any, is_known: bool) -> None:
     for chunk in range(COUNT):
         files.harm(chunk, 4 * BLOCK + 1)
     files.cold()
-    for chunk in random.Random(5).sample(range(COUNT), COUNT):
+    for chunk in (*range(0, COUNT, 2), *range(1, COUNT, 2)):  # neighbours would look sequential
         files.check(chunk * CHUNK + 4 * BLOCK, 4096)
     assert {chunk for chunk, _ in files.bad} == set(range(COUNT))
     assert all(store == files.ref(chunk)[1].stores[0] for chunk, store in files.bad)
@@ -264,11 +290,13 @@ def test_damage_on_the_way(
 
 
 def test_a_worker_that_lies(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another block, a cut one, a table that is too short: the whole chunk is asked for."""
+    """Another block, a cut one, a short table, or nothing: the whole chunk is asked for."""
     files = make()
     real, how = Client.call, ""
 
     def lie(client: Client, rank: int, kind: Kind, **words: Any) -> Any:
+        if kind == Kind.GET_PART and how == "dead":
+            raise PeerDeadError(rank, "has died")
         reply = real(client, rank, kind, **words)
         if kind != Kind.GET_PART:
             return reply
@@ -282,11 +310,11 @@ def test_a_worker_that_lies(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         )
 
     monkeypatch.setattr(Client, "call", lie)
-    for number, wrong in enumerate(("other", "cut", "table", "none")):
+    for number, wrong in enumerate(("other", "cut", "table", "none", "dead")):
         how = wrong
         files.check((2 + 2 * number) * CHUNK + 9, 4096)
         assert files.asked[Kind.GET] == number + 1
-    assert files.cache.parts == 0
+    assert files.cache.part_reads == 0
     assert not files.bad
 
 

@@ -1,0 +1,90 @@
+"""Brings the pages of one value into memory before LMDB touches them: those and no others.
+
+LMDB reads through a map.  A touch of a page that is not in memory makes the kernel read a window
+around it, as large as the disk's read-ahead (8 MiB here, 128 KiB elsewhere): far too much for the
+pages of the tree, and too much or too little for a value.  And py-lmdb touches all pages of a value
+when it finds it.  Here the tree is walked with pread, page by page, and the value's pages are asked
+for in one piece.
+
+It is all a hint: the file may be damaged, and a commit may reuse pages meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+from bisect import bisect_left, bisect_right
+
+from mpifs.core import tree_page
+from mpifs.core.limits import BODY_BYTES_MAX
+from mpifs.core.tree_page import (
+    DEPTH_MAX,
+    HEADER_BYTES,
+    META_BYTES,
+    NODE_PLAIN,
+    NODE_TREE,
+    Node,
+    PageError,
+    Tree,
+    decode_tree,
+)
+
+
+def bring_in(path: str, database: str, key: bytes) -> None:
+    """Has the kernel read what a search for `key` in a database of this data file touches.
+
+    Waits for the pages of the tree and not for those of the value.  Never raises.
+    """
+    with contextlib.suppress(OSError, OverflowError, PageError, struct.error):
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+            _Search(fd).bring_in(database.encode(), key)
+        finally:
+            os.close(fd)
+
+
+class _Search:
+    """The newest state of an open data file.  Raises PageError where a page cannot be right."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        head = os.pread(fd, 2 * tree_page.PAGE_SIZES[0], 0)
+        self._page_bytes = tree_page.guess_page_bytes(head)
+        metas = []
+        for slot in (0, 1):
+            page = os.pread(fd, META_BYTES, slot * self._page_bytes)
+            if len(page) == META_BYTES:
+                metas.append(tree_page.decode_meta(page, slot, self._page_bytes))
+        if not metas:
+            raise PageError("is not there")
+        self._main = max(metas, key=lambda meta: meta.txn).main
+
+    def bring_in(self, database: bytes, key: bytes) -> None:
+        """See above."""
+        page, node = self._find(self._main, database, NODE_TREE)
+        if node is None or node.is_long:
+            return
+        _, node = self._find(decode_tree(page, node.value_at), key, NODE_PLAIN)
+        if node is not None and node.is_long:
+            start = node.value_at * self._page_bytes
+            length = HEADER_BYTES + min(node.value_bytes, BODY_BYTES_MAX)
+            os.posix_fadvise(self._fd, start, length, os.POSIX_FADV_WILLNEED)
+
+    def _find(self, tree: Tree, key: bytes, kind: int) -> tuple[bytes, Node | None]:
+        """The leaf in which a key belongs, and its node there."""
+        number = tree.root
+        for _ in range(min(tree.depth, DEPTH_MAX) - 1):
+            keys, children = tree_page.read_branch(self._read(number), number)
+            number = children[bisect_right(keys, key) - 1]
+        page = self._read(number)
+        keys, _long = tree_page.read_leaf(page, number, kind)
+        place = bisect_left(keys, key)
+        if place == len(keys) or keys[place] != key:
+            return page, None
+        places = tree_page.node_places(page, number, tree_page.LEAF)
+        return page, tree_page.leaf_node(page, places[place])[0]
+
+    def _read(self, number: int) -> bytes:
+        return os.pread(self._fd, self._page_bytes, number * self._page_bytes)
