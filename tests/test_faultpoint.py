@@ -77,6 +77,35 @@ def test_hang_never_returns() -> None:
     assert caught.value.stdout == b"1 -\n"
 
 
-@pytest.mark.parametrize("fault", ["here:x", "here:1:explode", "here:-1"])
+@pytest.mark.parametrize(
+    "fault",
+    ["here:x", "here:1:explode", "here:-1", "here:1:delay", "here:1:delay=x", "here:1:kill=5"],
+)
 def test_a_wrong_request_is_refused(fault: str) -> None:
     assert run(fault) == (1, [])
+
+
+LATE = """
+import threading, time
+from mpifs import faultpoint
+began, done, all_done = time.monotonic(), [], threading.Event()
+for number in range(8):
+    def act(number=number):
+        done.append(number)
+        if number == 7:
+            all_done.set()
+    assert faultpoint.is_late("here") == (number > 0)
+    assert not faultpoint.is_late("other")
+    faultpoint.reach("here")
+    faultpoint.later(act)
+asked = time.monotonic() - began
+assert all_done.wait(10)
+took = time.monotonic() - began
+print(done == list(range(8)), asked < 0.1, 0.2 <= took < 1.0)
+"""
+
+
+def test_late_actions_wait_side_by_side() -> None:
+    env = {"MPIFS_FAULT": "here:2:delay=200"}
+    done = subprocess.run([sys.executable, "-c", LATE], env=env, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("True True True\n", "")

@@ -1,15 +1,17 @@
 """How fast `mpifs fsck` checks data, beside plain reading and hashing of the same files.
 
     .venv/bin/python tools/bench_fsck.py [FOLDER] [--gib 4] [--files 100000] [--workers 4]
-                                         [--repeats 5] [--keep]
+                                         [--repeats 5] [--keep] [--cold]
 
 One volume of --gib GiB in chunks of 1 MiB, one of --files files of 4 KiB.  The plain rate: one
 process per store reads every image out of its LMDB files and hashes the payload with the volume's
-function; all begin at once, the slowest counts.  fsck and plain take turns, caches are warm,
-medians are told.  The checks' time is fsck's own (the ranks' start is not in it): all of it, and
-that of the data alone, which is what a run with --no-data takes less.  Memory is each rank's own
-(anonymous) and its largest resident size, which includes the pages of mapped files that the kernel
-may take back.  FOLDER (default: a temporary one) keeps the volumes with --keep, and a later run
+function; all begin at once, the slowest counts.  fsck and plain take turns, medians are told.
+Caches are warm, so that nothing but the processor counts, or with --cold the stores' files are
+taken out of the kernel's cache before each turn.  The checks' time is fsck's own (the ranks' start
+is not in it): all of it, and that of the data alone, which is what a run with --no-data takes less.
+Memory is each rank's own (anonymous) and its largest resident size, which includes the pages of
+mapped files that the kernel may take back.
+FOLDER (default: a temporary one) keeps the volumes with --keep, and a later run
 uses them again.
 """
 
@@ -30,6 +32,7 @@ from dataclasses import dataclass, field
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
+from mpifs.bench.cold import drop_file
 from mpifs.core.checksum import function_of
 from mpifs.core.image import IMAGE_HEADER_BYTES, decode_header
 from mpifs.core.types import ChecksumKind
@@ -189,13 +192,23 @@ def run_fsck(store: Path, memory: Memory, *words: str) -> Run:
     return Run(checked["bytes"], checked["chunks"], checked["seconds"], wall_s)
 
 
-def measure(store: Path, repeats: int, title: str) -> None:
+def cool(store: Path) -> None:
+    """Takes the stores' files out of the kernel's cache."""
+    for path in store.glob("worker-*/*/data.mdb"):
+        drop_file(str(path), ())
+
+
+def measure(store: Path, repeats: int, title: str, *, is_cold: bool) -> None:
     """Turns of plain and fsck; prints medians."""
     memory = Memory()
     plain_rate(store)  # warms the caches.
     runs, plain, data = [], [], []
     for _ in range(repeats):
+        if is_cold:
+            cool(store)
         plain.append(plain_rate(store))
+        if is_cold:
+            cool(store)
         runs.append(run_fsck(store, memory))
         rest = run_fsck(store, memory, "--no-data")
         data.append(runs[-1].bytes / max(runs[-1].seconds - rest.seconds, 1e-3))
@@ -230,16 +243,17 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--keep", action="store_true")
+    parser.add_argument("--cold", action="store_true")
     words = parser.parse_args()
     home = Path(words.folder or tempfile.mkdtemp(prefix="mpifs-bench-fsck-"))
     try:
         if words.gib:
             count = max(1, round(words.gib * GIB / FILE_BYTES))
             store = make_volume(home / "large", words.workers, count, FILE_BYTES)
-            measure(store, words.repeats, "large files in chunks of 1 MiB")
+            measure(store, words.repeats, "large files in chunks of 1 MiB", is_cold=words.cold)
         if words.files:
             store = make_volume(home / "small", words.workers, words.files, SMALL_BYTES)
-            measure(store, words.repeats, "files of 4 KiB")
+            measure(store, words.repeats, "files of 4 KiB", is_cold=words.cold)
     finally:
         if not words.keep:
             for name in ("large", "small"):

@@ -145,9 +145,13 @@ def create(*, start: Start, folder: str, first: int, count: int, size: int, seed
     return timed(start, run)
 
 
-def read_small(*, start: Start, folder: str, first: int, count: int, size: int) -> Spell:
-    """Opens, reads and closes small files."""
+def read_small(
+    *, start: Start, folder: str, first: int, count: int, size: int, seed: int | None = None
+) -> Spell:
+    """Opens, reads and closes small files, in the order of their names or, with `seed`, in none."""
     names, into = _names(folder, first, count), [_buffer(size)]
+    if seed is not None:
+        random.Random(seed).shuffle(names)
 
     def run() -> float:
         for name in names:

@@ -94,8 +94,12 @@ RECEIVE_BYTES_MAX = 256 * MIB  # unanswered request bodies in a service; more wa
 # Memory of rank 0.
 DIRTY_BYTES_MAX = 64 * MIB  # write-back buffers, in flight included; writers wait above it.
 CACHE_BYTES_MAX = 64 * MIB  # clean chunks for small reads and ahead; the kernel caches the rest.
-INODE_CACHE_MAX = 100_000  # live inodes kept in memory, about 600 B each.
-DENTRY_CACHE_MAX = 200_000  # (parent, name) pairs kept in memory, about 250 B each.
+INODE_CACHE_MAX = 50_000  # live inodes kept in memory, about 550 B each; another costs 10 µs,
+DENTRY_CACHE_MAX = 60_000  # and (parent, name) pairs, about 300 B each: 45 MiB in all.
+INDEX_RESIDENT_BYTES_MAX = 32 * MIB  # pages of the index mapped since they were last given back.
+HEAP_TRIM_BYTES = 32 * MIB  # own memory more than after the last trim: what is free of it goes.
+HEAPS_MAX = 2  # malloc's; each keeps its own free memory.  Python's lock lets few threads in.
+MEMORY_LOOK_S = 0.25  # how often that is looked at: a check reads 100 MiB of the index meanwhile.
 HANDLES_MAX = 1_000_000  # open files; the kernel's own file-max is lower on most machines.
 ALIAS_MAX = 65_536  # names of hard-linked files the kernel may have cached.
 

@@ -58,9 +58,8 @@ class Outgoing:
 
 @dataclass(slots=True, eq=False)
 class _Batch:
-    """Small chunks for one store, packed into one body."""
+    """Small chunks for one store that will be packed into one body of `size` bytes."""
 
-    body: bytearray
     size: int = 0
     items: list[Outgoing] = field(default_factory=list)
 
@@ -156,9 +155,10 @@ class Scatter:
             )
             item.waiting = len(item.stores)
             for store in item.stores:
-                if item.length > PACKED_BYTES_MAX or not self._pack(batches, store, item):
-                    body = memoryview(item.buffer)[: _ROOM + item.length]
-                    self._start(store, body, [item], None)
+                if item.length <= PACKED_BYTES_MAX:
+                    self._pack(batches, store, item)
+                else:
+                    self._start_alone(store, item)
         for store, batch in batches.items():
             self._start_batch(store, batch)
         return True
@@ -166,28 +166,39 @@ class Scatter:
     def _has_room(self) -> bool:
         return len(self._under_way) < INFLIGHT_COUNT_MAX and self._bytes < INFLIGHT_BYTES_MAX
 
-    def _pack(self, batches: dict[int, _Batch], store: int, item: Outgoing) -> bool:
-        """Adds a chunk to its store's batch; False if there is no memory for another batch."""
+    def _pack(self, batches: dict[int, _Batch], store: int, item: Outgoing) -> None:
+        """Adds a chunk to its store's batch."""
         size = image.padded(_ROOM + item.length)
-        batch = batches.get(store)
-        if batch and (batch.size + size > BATCH_BYTES_MAX or len(batch.items) >= BATCH_COUNT_MAX):
+        batch = batches.setdefault(store, _Batch())
+        if batch.size + size > BATCH_BYTES_MAX or len(batch.items) >= BATCH_COUNT_MAX:
             self._start_batch(store, batch)
-            batch = None
-        if batch is None:
-            batches.pop(store, None)
-            try:
-                batch = batches[store] = _Batch(self._bodies.take(BATCH_BYTES_MAX))
-            except MemoryError:
-                return False
-        end = batch.size + _ROOM + item.length
-        batch.body[batch.size : end] = memoryview(item.buffer)[: _ROOM + item.length]
+            batch = batches[store] = _Batch()
         batch.size += size
-        batch.body[end : batch.size] = bytes(batch.size - end)
         batch.items.append(item)
-        return True
 
     def _start_batch(self, store: int, batch: _Batch) -> None:
-        self._start(store, memoryview(batch.body)[: batch.size], batch.items, batch.body)
+        """Copies a batch into a body of its length.  (BATCH_BYTES_MAX for each store would
+        be gigabytes of zeros in a volume of a thousand stores.)"""
+        if len(batch.items) == 1:
+            self._start_alone(store, batch.items[0])
+            return
+        try:
+            owned = self._bodies.take(batch.size)
+        except MemoryError:
+            for item in batch.items:
+                self._start_alone(store, item)
+            return
+        position = 0
+        for item in batch.items:
+            end = position + _ROOM + item.length
+            owned[position:end] = memoryview(item.buffer)[: _ROOM + item.length]
+            position += image.padded(_ROOM + item.length)
+            owned[end:position] = bytes(position - end)
+        self._start(store, memoryview(owned)[: batch.size], batch.items, owned)
+
+    def _start_alone(self, store: int, item: Outgoing) -> None:
+        body = memoryview(item.buffer)[: _ROOM + item.length]
+        self._start(store, body, [item], None)
 
     def _start(
         self,

@@ -23,11 +23,13 @@ from mpifs import faultpoint
 from mpifs.core.errors import PosixError
 from mpifs.core.limits import (
     IDLE_LOOK_S,
+    MEMORY_LOOK_S,
     REQUEST_TIMEOUT_S,
     STOP_TIMEOUT_S,
     UNUSED_JOB_S,
 )
 from mpifs.core.types import StoreState, opened
+from mpifs.datafile import DATA_NAME
 from mpifs.fuse import kernel_mounts
 from mpifs.fuse.mount import FuseMount
 from mpifs.index.index import Index
@@ -42,6 +44,7 @@ from mpifs.job.fsck_master import FsckMaster
 from mpifs.job.fsck_service import ChecksTurn, FsckService
 from mpifs.job.heal_service import HealService
 from mpifs.job.host_watch import HostWatch
+from mpifs.job.memory import MemoryWatch
 from mpifs.job.mend_service import MendService
 from mpifs.job.options import JobOptions, parse_options
 from mpifs.job.recovery import restarter_of
@@ -91,8 +94,9 @@ class Master:
             )
             log.info("serving %s at %s", folder.path, self.config.mountpoint or "no mount")
             self._watch_hosts()
-            while not self._stop.wait(IDLE_LOOK_S):
-                pass
+            watch = MemoryWatch(os.path.join(folder.index, DATA_NAME))
+            while not self._stop.wait(MEMORY_LOOK_S):
+                watch.look()
             faultpoint.reach("umount.asked")
             job_state.change(folder, job, job_state.STOPPING)
             if self._mount is not None and not self._mount.unmount(_BUSY_GRACE_S):

@@ -69,6 +69,8 @@ from mpifs.transport.request import Request
 
 _log = logging.getLogger(__name__)
 MASTER_RANK = 0
+_READS = (Kind.GET, Kind.GET_PART, Kind.GET_MANY)
+"""What a test can have answered late."""
 FREE_AGE_S = 0.05  # asking the disk and LMDB takes 15 µs, more than a small GET
 
 
@@ -141,6 +143,8 @@ class StoreService:
             handler = self._handlers.get(request.header.kind)
             if handler is None:
                 raise ProtocolError(f"unknown kind of request {request.header.kind}")
+            if request.header.kind in _READS and faultpoint.is_late("store.read"):
+                request.answer_late()
             handler(request)
         except MpifsError as error:
             request.refuse(error)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
+from mpifs import faultpoint
 from mpifs.core.checksum import Buffer
 from mpifs.core.limits import ARGS_BYTES_MAX, BODY_BYTES_MAX
 from mpifs.core.messages import Header
@@ -28,6 +30,28 @@ class Answers(Protocol):
 
     def give_back(self, buffer: bytearray | None, size: int) -> None:
         """A body of `size` bytes is done with; None: its buffer cannot be used again."""
+
+
+class _LateAnswers:
+    """Sends each reply late, for tests; the sender goes on at once."""
+
+    def __init__(self, server: Answers) -> None:
+        self._server = server
+        self.give_back = server.give_back
+
+    def answer(
+        self,
+        request: Request,
+        status: int,
+        args: Buffer,
+        body: Buffer | None,
+        items: int,
+        free: int,
+        on_sent: Callable[[], None] | None,
+    ) -> None:
+        """See Answers."""
+        send = self._server.answer
+        faultpoint.later(partial(send, request, status, args, body, items, free, on_sent))
 
 
 class Request:
@@ -73,6 +97,10 @@ class Request:
             return
         self.is_answered = True
         self._server.answer(self, status, args, body, items, free, on_sent)
+
+    def answer_late(self) -> None:
+        """The answer is to be sent late, as faultpoint.later does it."""
+        self._server = _LateAnswers(self._server)
 
     def refuse(self, error: OSError) -> None:
         """Answers with an error's number and sentence."""
