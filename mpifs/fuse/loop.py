@@ -9,7 +9,7 @@ threads in turn, so that with eight of them a program that asks one thing after 
 time another thread, with cold caches, and two that want Python's lock.  Whoever returns from a
 request while another one waits, parks.  A request that takes longer than LEADER_LOOK_S therefore
 gets a follower: the scout looks after that.  All threads receive while there is bulk data, whose
-copies go on beside each other, or while requests keep waiting for something.
+copies go on beside each other, or while several requests wait for something.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from mpifs.core.limits import IDLE_LOOK_S, LEADER_LOOK_S, LEADER_STALLS, LEADER_WIDE_S
+from mpifs.core.limits import IDLE_LOOK_S, LEADER_LOOK_S, LEADER_STALL_S, LEADER_WIDE_S
 from mpifs.fuse.direct import DirectOperations
 from mpifs.fuse.request import Request
 from mpifs.fuse.serving import Serving
@@ -63,6 +63,7 @@ class Loop:
         self._waiting: set[int] = set()
         self._parked: set[int] = set()
         self._unpark = threading.Semaphore(0)
+        self._since = [0.0] * threads  # when the thread got its request; 0: it has none.
         self._wide_until = 0.0
         self._received = 0
         self._is_calm = False
@@ -125,6 +126,7 @@ class Loop:
 
     def _receive(self, request: Request, number: int) -> int:
         """The next request, once it is this thread's turn; see Request.receive."""
+        self._since[number] = 0.0
         while self._waiting and time.monotonic() > self._wide_until and not self._is_over:
             self._parked.add(number)
             self._unpark.acquire(timeout=IDLE_LOOK_S)
@@ -132,6 +134,7 @@ class Loop:
         self._waiting.add(number)
         size = request.receive()
         self._waiting.discard(number)
+        self._since[number] = time.monotonic()
         self._received += 1
         if self._is_calm:
             self._is_calm = False
@@ -148,9 +151,8 @@ class Loop:
 
     def _scout(self) -> None:
         """Sees to it that somebody receives; sleeps while nothing is asked."""
-        looks = stalls = 0
+        looks = 0
         seen = -1
-        stalled_s = 0.0
         while not self._is_over:
             if self._waiting:
                 looks = looks + 1 if self._received == seen else 0
@@ -160,11 +162,9 @@ class Loop:
                     self._stir.clear()
                     self._is_calm = True
                     self._stir.wait(IDLE_LOOK_S)
-            elif self._parked:
-                now = time.monotonic()
-                stalls = stalls + 1 if now - stalled_s < LEADER_WIDE_S else 1
-                stalled_s = now
-                if stalls % LEADER_STALLS:
+            elif self._parked and (now := time.monotonic()) - max(self._since) > LEADER_LOOK_S:
+                late = now - LEADER_STALL_S
+                if sum(0.0 < since < late for since in self._since) < 2:
                     self._unpark.release()
                 else:
                     self._widen()
