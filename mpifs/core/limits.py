@@ -73,8 +73,8 @@ JOB_RESTART_SETTLED_S = 60.0  # served for so long, the next crash is the first 
 HOST_PROBE_S = 5.0  # a host that has not run a command by then is left out of the restart.
 
 # Threads that receive FUSE requests.
-LEADER_LOOK_S = 0.001  # a request that takes longer has another thread receive the next one:
-LEADER_STALL_S = 0.003  # when two take longer than this, and with requests of 128 KiB and more,
+LEADER_LOOK_S = 0.003  # a request that takes longer has another thread receive the next one:
+LEADER_STALL_S = 0.005  # when two take longer than this, and with requests of 128 KiB and more,
 LEADER_WIDE_S = 0.5  # all threads receive for so long.
 
 # Polling.
