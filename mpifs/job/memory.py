@@ -43,7 +43,14 @@ class MemoryWatch:
         """What could not be made smaller the last time, or less since."""
 
     def look(self) -> None:
-        """Gives back what has come since the last time, if it is much."""
+        """Gives back what has come since the last time, if it is much.
+
+        Never raises for a limit of this process (files, memory): it looks again soon.
+        """
+        with contextlib.suppress(OSError, MemoryError):
+            self._look()
+
+    def _look(self) -> None:
         mapped, own = _resident()
         self._mapped, self._own = min(self._mapped, mapped), min(self._own, own)
         if mapped - self._mapped > INDEX_RESIDENT_BYTES_MAX:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
 from mpifs.core.limits import INDEX_RESIDENT_BYTES_MAX, MIB
+from mpifs.job import memory
 from mpifs.job.memory import MemoryWatch
 from mpifs.kv import Environment
 
@@ -40,3 +42,16 @@ def test_pages_of_the_index_are_given_back(tmp_path: Path, share: float) -> None
         assert first == VALUE  # a page that was given back comes again
         assert sum(1 for _ in rows) == count - 1
     environment.close()
+
+
+def test_a_limit_of_the_process_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 0's main thread looks: what it raised would end the volume."""
+    watch = MemoryWatch(str(tmp_path))
+
+    def out_of_files() -> tuple[int, int]:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(memory, "_resident", out_of_files)
+    watch.look()
