@@ -30,7 +30,6 @@ from bench_volume import BenchVolume, drivers, remove
 from mpifs.bench.processes import Drivers
 from mpifs.bench.stage import rate_of
 from mpifs.bench.workloads import small_name
-from mpifs.job.control import ControlClient
 
 MIB = 1 << 20
 SMALL_BYTES = 64 << 10
@@ -63,10 +62,8 @@ def cool(volume: BenchVolume, crew: Drivers, readers: int, is_disk_cold: bool) -
     crew.run([("drop", {"paths": paths})])
     if is_disk_cold:
         volume.place.drop_own_caches()
-        return
-    assert volume.place.volume is not None
-    with ControlClient(volume.place.volume.socket) as client:
-        client.call("drop_caches")
+    else:
+        volume.place.drop_chunks()
 
 
 def works_of(phase: str, volume: BenchVolume, readers: int, seed: int) -> Works:

@@ -151,10 +151,8 @@ def decode_message(message: memoryview) -> Header:
     Raises ProtocolError: as decode_header, not as long as it says, or damaged on the way.
     """
     header = decode_header(message)
-    size = HEADER_BYTES + header.args_bytes
-    if header.body_bytes <= INLINE_BYTES_MAX:
-        size += header.body_bytes
-    if len(message) != size:
+    inline_bytes = header.body_bytes if header.is_inline else 0
+    if len(message) != HEADER_BYTES + header.args_bytes + inline_bytes:
         raise ProtocolError(f"message of {len(message)} bytes is not as long as it says")
     guarded = b"".join((message[:_GUARD_AT], message[_GUARD_AT + _GUARD.size :]))
     if _GUARD.unpack_from(message, _GUARD_AT)[0] != xxhash.xxh3_64_intdigest(guarded) & 0xFFFFFFFF:

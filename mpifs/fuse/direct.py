@@ -17,6 +17,7 @@ import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from mpifs.core.limits import BULK_BYTES
 from mpifs.fuse.callbacks import answered
 from mpifs.fuse.open_files import OpenFiles
 from mpifs.fuse.request import HEADER_BYTES, Request
@@ -30,11 +31,10 @@ log = logging.getLogger(__name__)
 _IN = struct.Struct("=2QI")
 """The beginning of fuse_read_in and fuse_write_in: fh, offset, size."""
 _FH = struct.Struct("=Q")
+"""The beginning of fuse_flush_in."""
 _WRITE_OUT = struct.Struct("=2I")
 _WRITE_DATA_AT = HEADER_BYTES + 40
 _NAME_AT = HEADER_BYTES + 8
-_LENT_BYTES = 128 * 1024
-"""From here on whole chunks are fetched anyway, and a copy costs more than lending."""
 _REFUSED = b"system."
 _PRIVILEGED = b"security."
 
@@ -55,7 +55,7 @@ class DirectOperations:
         self._hidden_changed = hidden_changed
         self._read = answered("read", self.read)
         self._write = answered("write", self.write)
-        self._flush = answered("flush", self.flush)
+        self._flush = answered("flush", vfs.flush)
         self._serves: dict[int, Callable[[Request], bool]] = {
             Request.READ: self._serve_read,
             Request.WRITE: self._serve_write,
@@ -73,27 +73,22 @@ class DirectOperations:
             request.answer(-errno.EIO)
             return True
 
-    def _use(self, request: Request) -> int:
-        """The handle of a request on an open file; learns the kernel's number of a new one."""
-        fh: int = _FH.unpack_from(request.view, HEADER_BYTES)[0]
-        if fh in self._files.unnumbered:
-            self._files.numbered(fh, request.nodeid)
-        return fh
-
     def _serve_read(self, request: Request) -> bool:
         fh, offset, size = _IN.unpack_from(request.view, HEADER_BYTES)
-        self._use(request)
-        if size >= _LENT_BYTES:
+        self._files.used(fh, request.nodeid)
+        if size >= BULK_BYTES:  # whole chunks are fetched, and a copy costs more than lending.
             lent = self._vfs.lend(fh, size, offset)
             if lent is not None:
                 with lent:
                     request.answer_from(lent.payload)
                 return True
-        request.answer(self._read(request))
+        request.answer(self._read(request, fh, offset, size))
         return True
 
     def _serve_write(self, request: Request) -> bool:
-        count = self._write(request)
+        fh, offset, size = _IN.unpack_from(request.view, HEADER_BYTES)
+        self._files.used(fh, request.nodeid)
+        count = self._write(request, fh, offset, size)
         if count >= 0:
             _WRITE_OUT.pack_into(request.room(_WRITE_OUT.size), 0, count, 0)
             count = _WRITE_OUT.size
@@ -101,30 +96,26 @@ class DirectOperations:
         return True
 
     def _serve_flush(self, request: Request) -> bool:
-        request.answer(self._flush(request))
+        (fh,) = _FH.unpack_from(request.view, HEADER_BYTES)
+        self._files.used(fh, request.nodeid)
+        request.answer(self._flush(fh))
         return True
 
-    def read(self, request: Request) -> int:
+    def read(self, request: Request, fh: int, offset: int, size: int) -> int:
         """pread(2), straight into the answer; the bytes read."""
-        fh, offset, size = _IN.unpack_from(request.view, HEADER_BYTES)
         with request.room(size) as into:
             return self._vfs.read(fh, into, offset)
 
-    def write(self, request: Request) -> int:
+    def write(self, request: Request, fh: int, offset: int, size: int) -> int:
         """pwrite(2), straight from the request; the bytes taken."""
-        _, offset, size = _IN.unpack_from(request.view, HEADER_BYTES)
         serving = self._serving
         serving.path = None
-        serving.fh = fh = self._use(request)
+        serving.fh = fh
         with request.view[_WRITE_DATA_AT : _WRITE_DATA_AT + size] as data:
             count = self._vfs.write(fh, data, offset, request.caller)
         if self._files.hidden:
             self._hidden_changed(fh)
         return count
-
-    def flush(self, request: Request) -> None:
-        """close(2) of one descriptor."""
-        self._vfs.flush(self._use(request))
 
     def _serve_getxattr(self, request: Request) -> bool:
         """Names that no file can have: `ls -l` asks each for ACLs, a write for capabilities."""

@@ -57,8 +57,8 @@ class FileOperations:
     def _use(self, info: int) -> int:
         """The handle of a request on an open file; learns the kernel's number of a new one."""
         fh: int = ctypes.c_uint64.from_address(info + self._fh_offset).value
-        if fh in self._files.unnumbered and self._serving.request is not None:
-            self._files.numbered(fh, self._serving.request.nodeid)
+        if self._serving.request is not None:
+            self._files.used(fh, self._serving.request.nodeid)
         return fh
 
     def _change(self, info: int) -> int:

@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from mpifs.core.limits import IDLE_LOOK_S, LEADER_LOOK_S, LEADER_STALL_S, LEADER_WIDE_S
+from mpifs.core.limits import BULK_BYTES, IDLE_LOOK_S, LEADER_LOOK_S, LEADER_STALL_S, LEADER_WIDE_S
 from mpifs.fuse.direct import DirectOperations
 from mpifs.fuse.request import Request
 from mpifs.fuse.serving import Serving
@@ -30,7 +30,6 @@ from mpifs.fuse.session import Session
 log = logging.getLogger(__name__)
 
 _AGAIN = frozenset({-errno.EINTR, -errno.EAGAIN, -errno.ENOENT})
-_BULK_BYTES = 128 * 1024
 _CALM_LOOKS = 50
 """Looks without a request after which the scout sleeps until the next one."""
 
@@ -111,8 +110,8 @@ class Loop:
                     threading.Thread(target=self._scout, name="fuse-scout", daemon=True).start()
                 self._serves.set()
             elif size > 0:
-                if size > _BULK_BYTES or (
-                    request.opcode == Request.READ and request.read_size >= _BULK_BYTES
+                if size > BULK_BYTES or (
+                    request.opcode == Request.READ and request.read_size >= BULK_BYTES
                 ):
                     self._widen()
                 if not serve(request):

@@ -40,8 +40,13 @@ class OpenFiles:
             if _HIDDEN.search(path):
                 self.hidden.add(fh)
 
+    def used(self, fh: int, nodeid: int) -> None:
+        """A request on a handle has come: the first one of a created file's tells its nodeid."""
+        if fh in self.unnumbered:
+            self.numbered(fh, nodeid)
+
     def numbered(self, fh: int, nodeid: int) -> None:
-        """The first use of a created file's handle tells its nodeid."""
+        """The nodeid of a created file's handle is known."""
         with self._lock:
             self.unnumbered.discard(fh)
             if fh in self._paths:

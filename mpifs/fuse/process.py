@@ -8,6 +8,8 @@ import logging
 import resource
 import sys
 
+from mpifs.core.limits import HEAPS_MAX
+
 log = logging.getLogger(__name__)
 
 SWITCH_INTERVAL_S = 0.0005
@@ -21,7 +23,18 @@ COLLECT_COUNTS = (10_000, 20, 100)
 """Objects go by their counts here; a full collection looks at every cached inode and stops all
 requests meanwhile."""
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+
+
+def limit_heaps() -> None:
+    """Few heaps of malloc (why: job/memory.py).  Before the first thread of the process."""
+    _set_malloc(_M_ARENA_MAX, HEAPS_MAX)
+
+
+def _set_malloc(option: int, value: int) -> None:
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none.
+    if mallopt is not None:
+        mallopt(option, value)
 
 
 def prepare_process() -> None:
@@ -29,10 +42,8 @@ def prepare_process() -> None:
     gc.freeze()
     gc.set_threshold(*COLLECT_COUNTS)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none.
-    if mallopt is not None:
-        mallopt(_M_TRIM_THRESHOLD, MALLOC_THRESHOLD_BYTES)
-        mallopt(_M_MMAP_THRESHOLD, MALLOC_THRESHOLD_BYTES)
+    _set_malloc(_M_TRIM_THRESHOLD, MALLOC_THRESHOLD_BYTES)
+    _set_malloc(_M_MMAP_THRESHOLD, MALLOC_THRESHOLD_BYTES)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         try:

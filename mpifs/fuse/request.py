@@ -29,9 +29,9 @@ _memoryview_at.restype = ctypes.py_object
 _memoryview_at.argtypes = [ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int]
 
 
-def memory_at(address: int, size: int, writable: bool) -> memoryview:
-    """The bytes at an address.  The caller releases the view before the memory is gone."""
-    view: memoryview = _memoryview_at(address, size, 0x200 if writable else 0x100)
+def _memory_at(address: int, size: int) -> memoryview:
+    """The bytes at an address, writable.  Not to be used once the memory is gone."""
+    view: memoryview = _memoryview_at(address, size, 0x200)
     return view
 
 
@@ -118,7 +118,7 @@ class Request:
             memory = buffer.mem
             if memory != self._seen or result > len(self.view):
                 self._seen = memory  # the library keeps one buffer, but may exchange it
-                self.view = memory_at(memory, max(result, _VIEW_BYTES), True)
+                self.view = _memory_at(memory, max(result, _VIEW_BYTES))
             self.length, self.opcode, self.unique, self.nodeid = _IN_ALL.unpack_from(self.view)
         return result
 
@@ -178,6 +178,6 @@ class Request:
 
     @property
     def read_size(self) -> int:
-        """Bytes that the reply to READDIR may have: fuse_read_in.size."""
+        """Bytes that the reply to READ or READDIR may have: fuse_read_in.size."""
         size: int = _SIZE.unpack_from(self.view, HEADER_BYTES + 16)[0]
         return size

@@ -4,6 +4,7 @@ Three things make it large without being of use:
 
 - glibc gives each thread a heap of its own, up to eight per processor, and none shrinks while a
   block lives at its end: with 25 threads that was 40 MiB more (277 against 239 after a mixed load).
+  So there are few (fuse/process.py).
 - The index is read through a mapping, so every page of it that was ever looked at counts: 250 MiB
   after a walk over a million files.  The kernel would take them back when it needs them; here they
   are taken out of the mapping (they stay in the kernel's cache, and the next look costs 0.1 µs).
@@ -16,18 +17,10 @@ import contextlib
 import ctypes
 import os
 
-from mpifs.core.limits import HEAP_TRIM_BYTES, HEAPS_MAX, INDEX_RESIDENT_BYTES_MAX, MAP_BYTES
+from mpifs.core.limits import HEAP_TRIM_BYTES, INDEX_RESIDENT_BYTES_MAX, MAP_BYTES
 
-_M_ARENA_MAX = -8
 _MADV_DONTNEED = 4
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-
-
-def limit_heaps() -> None:
-    """Before the first thread of the process."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none.
-    if mallopt is not None:
-        mallopt(_M_ARENA_MAX, HEAPS_MAX)
 
 
 class MemoryWatch:

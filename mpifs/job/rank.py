@@ -19,8 +19,9 @@ from typing import NoReturn
 
 from mpifs import faultpoint
 from mpifs.core.limits import FINALIZE_TIMEOUT_S
+from mpifs.fuse.process import limit_heaps
 from mpifs.job import config as job_config
-from mpifs.job import launch, memory, processes
+from mpifs.job import launch, processes
 from mpifs.job import state as job_state
 from mpifs.job.config import JobConfig
 from mpifs.job.folder import VolumeFolder
@@ -48,7 +49,7 @@ def run_rank(
     try:
         from mpifs.transport import mpi
 
-        memory.limit_heaps()
+        limit_heaps()
         endpoint = mpi.connect(replaced)
         _set_up_log(endpoint.rank, verbose=is_own)
         code = _serve(volume, endpoint, gate, config_of)

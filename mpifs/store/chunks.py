@@ -323,10 +323,11 @@ class ChunkStore:
 
         Raises ChunkMissingError; DamageError if the header is wrong.
         """
+        stored = encode_key(key)
         for side in self.sides:
             transaction = side.environment.read()
             try:
-                value = side.cold.get(transaction, key)
+                value = side.cold.get(transaction, stored)
                 if value is not None:
                     header = decode_header(value)
                     end = IMAGE_HEADER_BYTES + header.length

@@ -11,9 +11,7 @@ from __future__ import annotations
 import os
 import time
 
-from mpifs.core.image import encode_key
 from mpifs.core.limits import COLD_QUIET_S
-from mpifs.core.types import ChunkKey
 from mpifs.datafile import DATA_NAME
 from mpifs.kv import ReadTransaction
 from mpifs.valuepages import bring_in
@@ -26,9 +24,9 @@ class ColdGets:
         self._file = os.path.join(path, DATA_NAME)
         self._last_s = float("-inf")
 
-    def get(self, transaction: ReadTransaction, key: ChunkKey) -> memoryview | None:
-        """The stored value of a chunk, if there is one; see ReadTransaction.get."""
-        stored = encode_key(key)
+    def get(self, transaction: ReadTransaction, stored: bytes) -> memoryview | None:
+        """The stored value of a chunk (by its encoded key), if there is one; see
+        ReadTransaction.get."""
         now = time.monotonic()
         if now - self._last_s > COLD_QUIET_S:
             bring_in(self._file, "chunks", stored)

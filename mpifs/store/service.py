@@ -144,7 +144,7 @@ class StoreService:
             if handler is None:
                 raise ProtocolError(f"unknown kind of request {request.header.kind}")
             if request.header.kind in _READS and faultpoint.is_late("store.read"):
-                request.answer_late()
+                request.is_late = True
             handler(request)
         except MpifsError as error:
             request.refuse(error)

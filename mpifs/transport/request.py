@@ -32,28 +32,6 @@ class Answers(Protocol):
         """A body of `size` bytes is done with; None: its buffer cannot be used again."""
 
 
-class _LateAnswers:
-    """Sends each reply late, for tests; the sender goes on at once."""
-
-    def __init__(self, server: Answers) -> None:
-        self._server = server
-        self.give_back = server.give_back
-
-    def answer(
-        self,
-        request: Request,
-        status: int,
-        args: Buffer,
-        body: Buffer | None,
-        items: int,
-        free: int,
-        on_sent: Callable[[], None] | None,
-    ) -> None:
-        """See Answers."""
-        send = self._server.answer
-        faultpoint.later(partial(send, request, status, args, body, items, free, on_sent))
-
-
 class Request:
     """A request with its arguments and body, to be answered once and then `done`.
 
@@ -61,7 +39,7 @@ class Request:
     longer (None if there is no body); both are valid until `done`.  Any one thread may use it.
     """
 
-    __slots__ = ("_server", "args", "body", "buffer", "header", "is_answered", "source")
+    __slots__ = ("_server", "args", "body", "buffer", "header", "is_answered", "is_late", "source")
 
     def __init__(self, server: Answers, header: Header, source: int, args: bytes) -> None:
         self._server = server
@@ -71,6 +49,8 @@ class Request:
         self.buffer: bytearray | None = None
         self.body: memoryview | None = None
         self.is_answered = False
+        self.is_late = False
+        """For tests: the answer is sent late, as faultpoint.later does it."""
 
     def reply(
         self,
@@ -96,11 +76,11 @@ class Request:
                 on_sent()
             return
         self.is_answered = True
-        self._server.answer(self, status, args, body, items, free, on_sent)
-
-    def answer_late(self) -> None:
-        """The answer is to be sent late, as faultpoint.later does it."""
-        self._server = _LateAnswers(self._server)
+        if self.is_late:
+            send = self._server.answer
+            faultpoint.later(partial(send, self, status, args, body, items, free, on_sent))
+        else:
+            self._server.answer(self, status, args, body, items, free, on_sent)
 
     def refuse(self, error: OSError) -> None:
         """Answers with an error's number and sentence."""

@@ -25,10 +25,10 @@ def test_the_first_get_after_a_rest_is_prepared(tmp_path: Path, monkeypatch: pyt
         gets = ColdGets(str(tmp_path))
         with environment.read() as transaction:
             for chunk in range(2):
-                value = gets.get(transaction, ChunkKey(1, chunk, 1))
+                value = gets.get(transaction, keys[chunk])
                 assert (None if value is None else bytes(value)) == (None if chunk else b"found")
             gets._last_s -= COLD_QUIET_S + 0.1
-            assert gets.get(transaction, ChunkKey(1, 2, 1)) is None
+            assert gets.get(transaction, keys[2]) is None
             del value
     finally:
         environment.close()

@@ -12,16 +12,19 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from mpifs.core.buffers import BufferPool
+from mpifs.core.image import IMAGE_HEADER_BYTES, encode_key
 from mpifs.core.messages import Kind, Serve, StoreStats, decode_args, encode_args
 from mpifs.core.superblock import Role, Superblock
 from mpifs.core.types import ChecksumKind, ChunkKey, ChunkRef, StoreEntry, StoreId, StoreState
 from mpifs.index.index import Index
 from mpifs.job.assembly import VfsOptions, build_vfs
 from mpifs.store.service import StoreService
+from mpifs.store.value import home_name
 from mpifs.transport.client import Client
 from mpifs.transport.loopback import make_world
 from mpifs.transport.server import Server
 from mpifs.vfs.facade import Vfs
+from tests.store.damage import flip, put_row, read_row, side_named
 
 
 class FixedStores:
@@ -154,6 +157,23 @@ class LoopbackVolume:
         for endpoint in self.endpoints:
             endpoint.close()
         self.vfs = None
+
+
+def harm(volume: LoopbackVolume, path: bytes, chunk: int, at: int, *, copies: int = 1) -> None:
+    """A byte of the payload of a stored chunk is another one, in its first stores; a second time:
+    as it was."""
+    assert volume.vfs is not None
+    inode = volume.vfs._names.find(path)
+    ref = volume.index.ref(inode, chunk)
+    assert ref is not None
+    key = encode_key(ChunkKey(inode.ino, chunk, ref.generation))
+    for number in ref.stores[:copies]:
+        store = volume.services[number].store
+        assert store is not None
+        side = side_named(store, home_name(inode.ino, ref.length))
+        value = read_row(side, "chunks", key)
+        assert value is not None
+        put_row(side, "chunks", key, flip(value, IMAGE_HEADER_BYTES + at))
 
 
 def make_vfs(tmp_path: Path, **options: int) -> Vfs:

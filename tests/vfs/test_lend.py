@@ -9,13 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from mpifs.core.image import encode_key
 from mpifs.core.limits import KIB, MIB
-from mpifs.core.types import Caller, ChunkKey
+from mpifs.core.types import Caller
 from mpifs.job.assembly import VfsOptions
 from mpifs.vfs.facade import Vfs
-from tests.store.damage import flip, put_row, read_row, side_named
-from tests.vfs.loopback import LoopbackVolume
+from tests.vfs.loopback import LoopbackVolume, harm
 
 ME = Caller(0, 0)
 CHUNK = 256 * KIB
@@ -85,15 +83,7 @@ def test_a_loan_outlives_its_place_in_the_cache(volume: LoopbackVolume) -> None:
 def test_damage_is_never_lent(volume: LoopbackVolume) -> None:
     vfs = volume.open()
     fh = made_file(vfs, DATA)
-    inode = vfs._names.find(b"/file")
-    ref = volume.index.ref(inode, 2)
-    assert ref is not None
-    store = volume.services[ref.stores[0]].store
-    assert store is not None
-    side, key = side_named(store, "large"), encode_key(ChunkKey(inode.ino, 2, ref.generation))
-    value = read_row(side, "chunks", key)
-    assert value is not None
-    put_row(side, "chunks", key, flip(value, 64 + 5))
+    harm(volume, b"/file", 2, 5)
     vfs.reader.cache.clear()
     assert lent(vfs, fh, CHUNK, 2 * CHUNK) is None
     assert lent(vfs, fh, CHUNK, 3 * CHUNK) == DATA[3 * CHUNK : 4 * CHUNK]

@@ -15,7 +15,6 @@ import pytest
 
 from mpifs import faultpoint
 from mpifs.core.errors import DamageError, PeerDeadError
-from mpifs.core.image import encode_key
 from mpifs.core.limits import KIB, MIB, PART_BLOCK_BYTES, PART_HOT_COUNT, PART_READ_BYTES_MAX
 from mpifs.core.messages import Kind
 from mpifs.core.types import Caller, ChunkKey, ChunkRef
@@ -24,8 +23,7 @@ from mpifs.job.assembly import VfsOptions
 from mpifs.transport.client import Client
 from mpifs.vfs.cache import ChunkCache
 from mpifs.vfs.facade import Vfs
-from tests.store.damage import flip, put_row, read_row, side_named
-from tests.vfs.loopback import LoopbackVolume
+from tests.vfs.loopback import LoopbackVolume, harm
 
 ME = Caller(0, 0)
 CHUNK = 256 * KIB
@@ -85,14 +83,7 @@ class Files:
 
     def harm(self, chunk: int, at: int, *, copies: int = 1) -> None:
         """A byte of the payload of a chunk is another one, in its first stores."""
-        key, ref = self.ref(chunk)
-        for number in ref.stores[:copies]:
-            store = self.volume.services[number].store
-            assert store is not None
-            side = side_named(store, "large")
-            value = read_row(side, "chunks", encode_key(key))
-            assert value is not None
-            put_row(side, "chunks", encode_key(key), flip(value, 64 + at))
+        harm(self.volume, b"/file", chunk, at, copies=copies)
 
 
 @pytest.fixture

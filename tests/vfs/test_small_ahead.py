@@ -12,14 +12,12 @@ from typing import Any
 import pytest
 
 from mpifs.core.errors import DamageError
-from mpifs.core.image import encode_key
 from mpifs.core.limits import KIB
 from mpifs.core.messages import Kind
-from mpifs.core.types import Caller, ChunkKey
+from mpifs.core.types import Caller
 from mpifs.transport.client import Client
 from mpifs.vfs.facade import Vfs
-from tests.store.damage import flip, put_row, read_row, side_named
-from tests.vfs.loopback import LoopbackVolume
+from tests.vfs.loopback import LoopbackVolume, harm
 
 ME = Caller(0, 0)
 COUNT = 200
@@ -108,15 +106,7 @@ def test_what_was_fetched_ahead_is_not_read_after_a_change(tree: Tree) -> None:
 
 
 def test_a_damaged_one_is_refused_by_its_own_read_alone(tree: Tree) -> None:
-    inode = tree.vfs._names.find(name_of(30))
-    ref = tree.volume.index.ref(inode, 0)
-    assert ref is not None
-    store = tree.volume.services[ref.stores[0]].store
-    assert store is not None
-    key, side = encode_key(ChunkKey(inode.ino, 0, ref.generation)), side_named(store, "small")
-    value = read_row(side, "chunks", key)
-    assert value is not None
-    put_row(side, "chunks", key, flip(value, 64))
+    harm(tree.volume, name_of(30), 0, 0)
     tree.get_all(number for number in range(COUNT) if number != 30)
     with pytest.raises(DamageError):
         tree.get(30)
