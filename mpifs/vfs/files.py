@@ -156,8 +156,11 @@ class Files:
         if data.error is not None:
             raise data.error
         is_growth = offset + size > inode.size
-        refs = size // inode.chunk_size + 1
-        self._committer.claim_room(refs * INDEX_REF_BYTES, is_growth=is_growth)
+        chunk_size = inode.chunk_size
+        refs = size // chunk_size + 1
+        # A chunk's ref is replaced, and the first one's room was claimed with the name.
+        takes_refs = offset + size > max(-(-inode.size // chunk_size), 1) * chunk_size
+        self._committer.claim_room(refs * INDEX_REF_BYTES, is_growth=takes_refs)
         self._writeback.admit(size, is_growth=is_growth)
         with data.lock:
             if handle.flags & os.O_APPEND and inode.nlink > 1:

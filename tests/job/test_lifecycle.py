@@ -182,8 +182,10 @@ def test_interrupted_start_leaves_nothing(
 
 def test_status(one: Volume) -> None:
     state = one.mount("-w", "2")
-    (one.mountpoint / "file").write_bytes(CONTENT)
-    os.sync()
+    with open(one.mountpoint / "file", "wb") as file:
+        file.write(CONTENT)
+        file.flush()
+        os.fsync(file.fileno())
     time.sleep(0.5)
     for place in (one.folder.path, str(one.mountpoint)):
         document = json.loads(mpifs("status", place, "--json").stdout)

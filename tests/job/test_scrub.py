@@ -24,8 +24,10 @@ RATE = 6 << 20  # eight seconds for all; a paced step is 8 MiB of one store.
 def one() -> Iterator[Volume]:
     with volume() as made:
         made.mount("--chunk-size", "64KiB", "-w", "2")
-        (made.mountpoint / "file").write_bytes(os.urandom(TOTAL))
-        os.sync()
+        with open(made.mountpoint / "file", "wb") as file:
+            file.write(os.urandom(TOTAL))
+            file.flush()
+            os.fsync(file.fileno())  # sync(2) asks nothing of a FUSE file system
         yield made
         if mpifs("umount", str(made.mountpoint)).returncode:
             raise AssertionError(made.log())

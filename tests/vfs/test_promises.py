@@ -262,3 +262,23 @@ def test_what_was_truncated_away_is_no_error_when_its_worker_dies(
     vfs.release(fh)
     assert vfs.getattr(b"/file").size == 0
     assert submit == vfs.writeback._scatter.submit_many
+
+
+def test_a_full_index_takes_what_files_had_room_for(volume: LoopbackVolume) -> None:
+    """No new name fits, but a file may still get its first chunk and change the last one."""
+    vfs = volume.open()
+    put(vfs, b"/empty", b"", sync=True)
+    put(vfs, b"/one", b"1" * CHUNK, sync=True)
+    room = vfs.index.room
+    room._free = lambda: room.reserve_bytes + 100
+    room._left = 100
+    with pytest.raises(OSError, match="full"):
+        vfs.create(b"/more", 0o644, os.O_WRONLY, ME)
+    put(vfs, b"/empty", NEW[:1000], sync=True)
+    fh = vfs.open(b"/one", os.O_WRONLY).fh
+    with pytest.raises(OSError, match="full"):
+        vfs.write(fh, memoryview(b"2"), CHUNK)
+    vfs.write(fh, memoryview(b"2"), CHUNK - 1)
+    vfs.release(fh)
+    assert get(vfs, b"/empty") == NEW[:1000]
+    assert get(vfs, b"/one") == b"1" * (CHUNK - 1) + b"2"
