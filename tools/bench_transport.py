@@ -9,7 +9,7 @@ import threading
 import time
 
 from mpifs.core.buffers import BufferPool
-from mpifs.core.messages import Kind
+from mpifs.core.kinds import Kind
 from mpifs.transport.client import Client
 from mpifs.transport.mpi import connect, library_name
 from mpifs.transport.request import Request

@@ -29,13 +29,13 @@ from simulated_world import Bell, Costs, SimulatedWorld
 from mpifs.core.buffers import BufferPool
 from mpifs.core.checksum import function_of
 from mpifs.core.image import IMAGE_HEADER_BYTES, decode_key, encode_header_into
+from mpifs.core.kinds import Kind
 from mpifs.core.limits import (
     COMMIT_BYTES_MAX,
     COMMIT_INTERVAL_S,
     COMMIT_OPERATIONS_MAX,
     DIRTY_BYTES_MAX,
 )
-from mpifs.core.messages import Kind
 from mpifs.core.placement import place, start_of
 from mpifs.core.types import ChecksumKind, ChunkKey, ChunkRef
 from mpifs.data.gather import Gather

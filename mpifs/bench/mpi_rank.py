@@ -24,7 +24,8 @@ from functools import partial
 from typing import Any
 
 from mpifs.core.errors import MpifsError
-from mpifs.core.messages import TAG_DATA_BASE, TAG_METADATA, TAG_REPLY_BASE
+from mpifs.core.kinds import TAG_METADATA
+from mpifs.core.messages import TAG_DATA_BASE, TAG_REPLY_BASE
 from mpifs.transport.endpoint import Endpoint, Operation
 from mpifs.transport.mpi import connect
 

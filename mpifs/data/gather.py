@@ -17,8 +17,8 @@ from contextlib import suppress
 from mpifs.core import image
 from mpifs.core.checksum import function_of
 from mpifs.core.errors import DamageError, MpifsError, SilentError, tells_damage, was_garbled
+from mpifs.core.kinds import Kind
 from mpifs.core.limits import GARBLED_TRIES, RECOVERY_S
-from mpifs.core.messages import Kind
 from mpifs.core.types import ChecksumKind, ChunkKey, ChunkRef
 from mpifs.data.stores import Stores
 from mpifs.transport.client import Client

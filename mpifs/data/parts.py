@@ -16,13 +16,14 @@ from collections.abc import Callable
 from mpifs.core.checksum import CHECKSUM_BYTES, function_of
 from mpifs.core.errors import tells_damage
 from mpifs.core.image import encode_key
+from mpifs.core.kinds import Kind
 from mpifs.core.limits import (
     PART_BLOCK_BYTES,
     PART_CHUNK_BYTES_MAX,
     PART_CHUNK_BYTES_MIN,
     PART_TABLE_BYTES_MAX,
 )
-from mpifs.core.messages import GetPart, Kind, encode_args
+from mpifs.core.messages import GetPart, encode_args
 from mpifs.core.types import ChecksumKind, ChunkKey, ChunkRef
 from mpifs.data.stores import Stores
 from mpifs.transport.client import Client

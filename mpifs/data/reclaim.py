@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 
 from mpifs import faultpoint
 from mpifs.core import image
+from mpifs.core.kinds import Kind
 from mpifs.core.limits import BATCH_COUNT_MAX
-from mpifs.core.messages import Kind
 from mpifs.core.types import ChunkKey
 from mpifs.transport.client import Client, Pending
 

@@ -20,6 +20,7 @@ from mpifs.core import image
 from mpifs.core.buffers import BufferPool
 from mpifs.core.checksum import function_of
 from mpifs.core.errors import PosixError, was_garbled
+from mpifs.core.kinds import Kind
 from mpifs.core.limits import (
     BATCH_BYTES_MAX,
     BATCH_COUNT_MAX,
@@ -30,7 +31,6 @@ from mpifs.core.limits import (
     PACKED_BYTES_MAX,
     REQUEST_TIMEOUT_S,
 )
-from mpifs.core.messages import Kind
 from mpifs.core.types import ChecksumKind, ChunkKey
 from mpifs.transport.client import Client, Pending
 from mpifs.transport.endpoint import Endpoint

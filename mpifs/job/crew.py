@@ -16,6 +16,7 @@ from collections.abc import Callable
 from msgspec import structs
 
 from mpifs.core.errors import MpifsError, SilentError, StartError, StoreGoneError
+from mpifs.core.kinds import Kind
 from mpifs.core.limits import (
     HEARTBEAT_S,
     HELLO_TIMEOUT_S,
@@ -26,7 +27,7 @@ from mpifs.core.limits import (
     WORKER_HUNG_S,
     WORKER_SILENT_S,
 )
-from mpifs.core.messages import HelloReply, Kind, Serve, StoreStats, decode_args, encode_args
+from mpifs.core.messages import HelloReply, Serve, StoreStats, decode_args, encode_args
 from mpifs.core.superblock import Superblock
 from mpifs.core.types import StoreEntry, StoreState
 from mpifs.job.assign import assign_stores

@@ -11,13 +11,13 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from mpifs.core.errors import MpifsError, SilentError
+from mpifs.core.kinds import Kind
 from mpifs.core.limits import RECOVERY_S, REQUEST_TIMEOUT_S
 from mpifs.core.messages import (
     FolderReport,
     HelloReply,
     Inspect,
     InspectReply,
-    Kind,
     Rebuild,
     RebuildReply,
     Serve,

@@ -20,6 +20,7 @@ import threading
 import time
 
 from mpifs.core.errors import InUseError, MpifsError, RemoteError, StartError, UnusableStoreError
+from mpifs.core.kinds import Kind
 from mpifs.core.limits import (
     JOIN_TIMEOUT_S,
     RESTART_BACKOFF_S,
@@ -27,7 +28,7 @@ from mpifs.core.limits import (
     RESTARTS_S,
     START_TIMEOUT_S,
 )
-from mpifs.core.messages import HelloReply, Kind, Serve, StoreStats, decode_args, encode_args
+from mpifs.core.messages import HelloReply, Serve, StoreStats, decode_args, encode_args
 from mpifs.job import processes
 from mpifs.job.config import JobConfig
 from mpifs.job.hosts import keepers

@@ -7,8 +7,9 @@ import logging
 from collections.abc import Iterable, Iterator
 
 from mpifs.core.errors import MpifsError
+from mpifs.core.kinds import Kind
 from mpifs.core.limits import STATS_TIMEOUT_S
-from mpifs.core.messages import Kind, StoreStats, decode_args
+from mpifs.core.messages import StoreStats, decode_args
 from mpifs.job.roster import Worker
 from mpifs.transport.client import Client, Pending
 

@@ -21,8 +21,9 @@ from typing import Any
 
 from mpifs.core import records
 from mpifs.core.errors import DamageError, MpifsError, PosixError, ProtocolError, StartError
+from mpifs.core.kinds import Kind
 from mpifs.core.limits import RETIRE_TIMEOUT_S, STORES_ADDED_MAX
-from mpifs.core.messages import Kind, Retire, encode_args
+from mpifs.core.messages import Retire, encode_args
 from mpifs.core.types import StoreEntry, StoreId, StoreState
 from mpifs.index.amendment import RowKey
 from mpifs.index.index import Index

@@ -17,8 +17,9 @@ from typing import NamedTuple
 from mpifs import faultpoint
 from mpifs.core.errors import FullError, MpifsError, RemoteError, SilentError
 from mpifs.core.image import encode_key
+from mpifs.core.kinds import Kind
 from mpifs.core.limits import COPY_BYTES_MAX, COPY_COUNT_MAX, COPY_TIMEOUT_S
-from mpifs.core.messages import Copy, CopyItem, CopyReply, Kind, decode_args, encode_args
+from mpifs.core.messages import Copy, CopyItem, CopyReply, decode_args, encode_args
 from mpifs.core.types import ChunkKey, ChunkRef
 from mpifs.repair.stores import StoreAccess
 from mpifs.transport.client import Pending

@@ -14,8 +14,9 @@ from typing import Protocol
 from mpifs.core.chunk_report import ChunkReport, Fault, decode_reports
 from mpifs.core.errors import MpifsError
 from mpifs.core.image import encode_key
+from mpifs.core.kinds import Kind
 from mpifs.core.limits import INDEX_COPY_PIECE_BYTES
-from mpifs.core.messages import Kind, VerifyKeys, VerifyReply, decode_args, encode_args
+from mpifs.core.messages import VerifyKeys, VerifyReply, decode_args, encode_args
 from mpifs.core.types import ChunkKey
 from mpifs.repair.copies import (
     COPY_INODE,

@@ -24,13 +24,14 @@ from mpifs.core.image import (
     decode_header,
     encode_key,
 )
+from mpifs.core.kinds import Kind
 from mpifs.core.limits import (
     INDEX_COPY_PIECE_BYTES,
     INDEX_COPY_PIECES_MAX,
     LIST_COUNT_MAX,
     REQUEST_TIMEOUT_S,
 )
-from mpifs.core.messages import Kind, ListKeys, encode_args
+from mpifs.core.messages import ListKeys, encode_args
 from mpifs.core.superblock import SUPERBLOCK_BYTES, Superblock
 from mpifs.core.types import ChecksumKind, ChunkKey
 from mpifs.transport.client import Client

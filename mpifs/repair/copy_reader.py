@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from mpifs.core import records
 from mpifs.core.errors import DamageError, MpifsError
 from mpifs.core.image import encode_key
+from mpifs.core.kinds import Kind
 from mpifs.core.limits import INDEX_COPY_PIECES_IN_FLIGHT
-from mpifs.core.messages import Kind
 from mpifs.core.types import ChunkKey
 from mpifs.datafile import DATA_NAME
 from mpifs.kv import Environment

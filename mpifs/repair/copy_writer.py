@@ -19,6 +19,7 @@ from mpifs import faultpoint
 from mpifs.core import image
 from mpifs.core.checksum import Buffer, function_of
 from mpifs.core.errors import FullError, MpifsError
+from mpifs.core.kinds import Kind
 from mpifs.core.limits import (
     BATCH_COUNT_MAX,
     INDEX_COPIES,
@@ -27,7 +28,6 @@ from mpifs.core.limits import (
     INDEX_COPY_PIECES_MAX,
     REQUEST_TIMEOUT_S,
 )
-from mpifs.core.messages import Kind
 from mpifs.core.superblock import Superblock
 from mpifs.core.types import ChunkKey
 from mpifs.repair.copies import (

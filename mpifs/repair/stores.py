@@ -23,6 +23,7 @@ from mpifs.core.image import (
     encode_keys,
     padded,
 )
+from mpifs.core.kinds import Kind
 from mpifs.core.limits import (
     BATCH_BYTES_MAX,
     BATCH_COUNT_MAX,
@@ -33,7 +34,6 @@ from mpifs.core.limits import (
     RECOVERY_S,
 )
 from mpifs.core.messages import (
-    Kind,
     Mend,
     MendItem,
     MendReply,

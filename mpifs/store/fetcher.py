@@ -38,6 +38,7 @@ from mpifs.core.image import (
     decode_key,
     encode_header_into,
 )
+from mpifs.core.kinds import Kind
 from mpifs.core.limits import (
     CHUNK_BYTES_MAX,
     COPIES_MAX,
@@ -50,15 +51,7 @@ from mpifs.core.limits import (
     IDLE_LOOK_S,
     REQUEST_TIMEOUT_S,
 )
-from mpifs.core.messages import (
-    Copy,
-    CopyFailure,
-    CopyItem,
-    CopyReply,
-    Kind,
-    decode_args,
-    encode_args,
-)
+from mpifs.core.messages import Copy, CopyFailure, CopyItem, CopyReply, decode_args, encode_args
 from mpifs.core.types import ChecksumKind, ChunkKey
 from mpifs.store.chunks import Change, ChunkStore, Image
 from mpifs.store.value import is_whole, stored_bytes

@@ -31,6 +31,7 @@ from mpifs.core.errors import (
     ProtocolError,
 )
 from mpifs.core.image import KEY_BYTES, decode_keys
+from mpifs.core.kinds import Kind
 from mpifs.core.layout import is_chunk_size
 from mpifs.core.limits import (
     BATCH_COUNT_MAX,
@@ -43,16 +44,7 @@ from mpifs.core.limits import (
     STORE_LOOK_S,
     STORES_MAX,
 )
-from mpifs.core.messages import (
-    HelloReply,
-    Kind,
-    Mend,
-    MendReply,
-    Retire,
-    Serve,
-    decode_args,
-    encode_args,
-)
+from mpifs.core.messages import HelloReply, Mend, MendReply, Retire, Serve, decode_args, encode_args
 from mpifs.core.types import ChecksumKind
 from mpifs.store.arrivals import arrived_images
 from mpifs.store.checkup import Checkup
@@ -89,6 +81,8 @@ class StoreService:
         clock: Callable[[], float] = time.monotonic,
         peers: Client | None = None,
     ) -> None:
+        self.others: dict[int, Callable[[Request], None]] = {}
+        """What answers further kinds of requests, to their `done`; set before any comes."""
         self._volume_folder = volume_folder
         self._host = host
         self._clock = clock
@@ -107,7 +101,7 @@ class StoreService:
         self.is_forsaken = False
         """Whether it has closed because rank 0 was silent."""
         self._checkup = checkup = Checkup(volume_folder, self._being_served)
-        self._fetcher = Fetcher(peers, self._being_written)
+        self._fetcher = Fetcher(peers, self.being_written)
         reads = Reads(self._open_store, lambda: self._sum, lambda: self._free)
         self._handlers: dict[int, Callable[[Request], None]] = {
             Kind.HELLO: self._hello,
@@ -140,10 +134,15 @@ class StoreService:
         if request.source == MASTER_RANK:
             self._heard_s = self._clock()
         try:
-            handler = self._handlers.get(request.header.kind)
+            kind = request.header.kind
+            other = self.others.get(kind)
+            if other is not None:
+                other(request)
+                return
+            handler = self._handlers.get(kind)
             if handler is None:
-                raise ProtocolError(f"unknown kind of request {request.header.kind}")
-            if request.header.kind in _READS and faultpoint.is_late("store.read"):
+                raise ProtocolError(f"unknown kind of request {kind}")
+            if kind in _READS and faultpoint.is_late("store.read"):
                 request.is_late = True
             handler(request)
         except MpifsError as error:
@@ -213,7 +212,8 @@ class StoreService:
             raise FormatError("this worker serves no store yet")
         return self._store
 
-    def _being_written(self) -> Served | None:
+    def being_written(self) -> Served | None:
+        """The store and how to write to it; None when none is served.  Any thread."""
         store, writer, served = self._store, self._writer, self._served
         if store is None or writer is None or served is None or self._gone:
             return None

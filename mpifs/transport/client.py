@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 from mpifs.core.checksum import Buffer
 from mpifs.core.errors import MpifsError
+from mpifs.core.kinds import Kind, tag_of
 from mpifs.core.limits import (
     ARGS_BYTES_MAX,
     BELL_TIMEOUT_S,
@@ -27,7 +28,7 @@ from mpifs.core.limits import (
     SLOT_COUNT_MAX,
     SPIN_S,
 )
-from mpifs.core.messages import TAG_DATA_BASE, Header, Kind, encode_message, tag_of
+from mpifs.core.messages import TAG_DATA_BASE, Header, encode_message
 from mpifs.transport.endpoint import PROBE_COUNT, Endpoint
 from mpifs.transport.pending import Pending as _Pending
 from mpifs.transport.pending import Reply, Slot

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from mpifs import faultpoint
 from mpifs.core.checksum import Buffer
 from mpifs.core.errors import MpifsError, ProtocolError
+from mpifs.core.kinds import Kind
 from mpifs.core.limits import (
     BELL_QUIET_TIMEOUT_S,
     BELL_TIMEOUT_S,
@@ -41,7 +42,6 @@ from mpifs.core.messages import (
     TAG_REPLY_BASE,
     VERSION,
     Header,
-    Kind,
     decode_message,
     encode_message,
 )

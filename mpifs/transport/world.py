@@ -21,8 +21,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from mpifs.core.errors import StartError
+from mpifs.core.kinds import TAG_CONTROL, TAG_METADATA
 from mpifs.core.limits import JOIN_TIMEOUT_S, NO_BELL_SLEEP_S
-from mpifs.core.messages import TAG_CONTROL, TAG_METADATA
 from mpifs.transport.bell import place
 
 Comm: TypeAlias = Any

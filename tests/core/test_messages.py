@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from mpifs.core.errors import ProtocolError
 from mpifs.core.image import encode_key
+from mpifs.core.kinds import TAG_CONTROL, TAG_METADATA, Kind, tag_of
 from mpifs.core.limits import (
     ARGS_BYTES_MAX,
     BODY_BYTES_MAX,
@@ -20,9 +21,7 @@ from mpifs.core.limits import (
     SLOT_COUNT_MAX,
 )
 from mpifs.core.messages import (
-    TAG_CONTROL,
     TAG_DATA_BASE,
-    TAG_METADATA,
     TAG_REPLY_BASE,
     Copy,
     CopyFailure,
@@ -31,7 +30,6 @@ from mpifs.core.messages import (
     GetPart,
     Header,
     HelloReply,
-    Kind,
     ListKeys,
     Retire,
     Serve,
@@ -42,7 +40,6 @@ from mpifs.core.messages import (
     encode_args,
     encode_header,
     encode_message,
-    tag_of,
 )
 from mpifs.core.types import ChunkKey
 

@@ -13,7 +13,7 @@ import pytest
 from mpifs import faultpoint
 from mpifs.core.errors import MpifsError, ProtocolError, RemoteError
 from mpifs.core.image import encode_keys
-from mpifs.core.messages import Kind
+from mpifs.core.kinds import Kind
 from mpifs.core.types import Caller, ChunkKey
 from mpifs.job.assembly import VfsOptions
 from mpifs.vfs.facade import Vfs

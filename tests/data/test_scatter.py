@@ -8,8 +8,8 @@ import pytest
 
 from mpifs.core.checksum import function_of
 from mpifs.core.image import IMAGE_HEADER_BYTES, split_batch
+from mpifs.core.kinds import Kind
 from mpifs.core.limits import BATCH_BYTES_MAX, BATCH_COUNT_MAX, KIB, PACKED_BYTES_MAX
-from mpifs.core.messages import Kind
 from mpifs.core.types import ChecksumKind, ChunkKey
 from mpifs.data.scatter import Outgoing, Scatter
 from mpifs.transport.client import Client

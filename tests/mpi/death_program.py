@@ -10,7 +10,7 @@ import time
 import pytest
 
 from mpifs.core.errors import PeerDeadError
-from mpifs.core.messages import Kind
+from mpifs.core.kinds import Kind
 from mpifs.transport.client import Client
 from mpifs.transport.endpoint import Endpoint
 from mpifs.transport.mpi import connect

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from mpifs.core.buffers import BufferPool
 from mpifs.core.errors import MpifsError
+from mpifs.core.kinds import Kind
 from mpifs.core.limits import NUMBER_RESERVE
-from mpifs.core.messages import Kind, Serve, encode_args
+from mpifs.core.messages import Serve, encode_args
 from mpifs.core.types import Caller, StoreEntry, StoreState
 from mpifs.index.raw import RawIndex
 from mpifs.job.assembly import VfsOptions

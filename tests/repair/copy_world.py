@@ -10,7 +10,8 @@ from pathlib import Path
 from mpifs.core import records
 from mpifs.core.buffers import BufferPool
 from mpifs.core.image import encode_key
-from mpifs.core.messages import Kind, Serve, encode_args
+from mpifs.core.kinds import Kind
+from mpifs.core.messages import Serve, encode_args
 from mpifs.core.superblock import Role, Superblock
 from mpifs.core.types import ChecksumKind, ChunkKey, ChunkRef, StoreEntry, StoreId, StoreState
 from mpifs.index.index import Index

@@ -15,7 +15,7 @@ import pytest
 from mpifs.core.checksum import function_of
 from mpifs.core.errors import PosixError
 from mpifs.core.image import IMAGE_HEADER_BYTES, encode_header_into
-from mpifs.core.messages import Kind
+from mpifs.core.kinds import Kind
 from mpifs.core.types import Caller, ChecksumKind, ChunkKey
 from mpifs.job.assembly import VfsOptions
 from mpifs.repair.check_chunks import check_chunks

@@ -16,8 +16,8 @@ from mpifs.core import records
 from mpifs.core.checksum import function_of
 from mpifs.core.errors import DamageError, FormatError
 from mpifs.core.image import IMAGE_HEADER_BYTES, encode_header_into
+from mpifs.core.kinds import Kind
 from mpifs.core.limits import RESTORE_NUMBER_GAP
-from mpifs.core.messages import Kind
 from mpifs.core.restored import Recovery, Restored, decode_restored, encode_restored
 from mpifs.core.types import ChunkKey
 from mpifs.index.index import Index

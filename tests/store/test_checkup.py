@@ -13,11 +13,11 @@ import pytest
 from mpifs.core.chunk_report import ChunkReport, Fault, decode_reports
 from mpifs.core.errors import RemoteError
 from mpifs.core.image import encode_key, encode_keys
+from mpifs.core.kinds import Kind
 from mpifs.core.limits import CHECKUPS_MAX, MIB
 from mpifs.core.messages import (
     Inspect,
     InspectReply,
-    Kind,
     ListKeys,
     Mend,
     MendItem,

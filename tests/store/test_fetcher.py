@@ -16,13 +16,13 @@ from mpifs.core.buffers import BufferPool
 from mpifs.core.checksum import function_of
 from mpifs.core.errors import RemoteError, StoreGoneError
 from mpifs.core.image import IMAGE_HEADER_BYTES, encode_key
+from mpifs.core.kinds import Kind
 from mpifs.core.limits import COPY_COUNT_MAX, KIB, MIB
 from mpifs.core.messages import (
     Copy,
     CopyFailure,
     CopyItem,
     CopyReply,
-    Kind,
     Retire,
     Serve,
     decode_args,

@@ -13,8 +13,9 @@ import pytest
 from mpifs.core.checksum import function_of
 from mpifs.core.errors import MpifsError, RemoteError
 from mpifs.core.image import encode_key
+from mpifs.core.kinds import Kind
 from mpifs.core.limits import MIB, PART_BLOCK_BYTES, PART_CHUNK_BYTES_MAX, PART_READ_BYTES_MAX
-from mpifs.core.messages import GetPart, Kind, encode_args
+from mpifs.core.messages import GetPart, encode_args
 from mpifs.core.types import ChunkKey
 from mpifs.transport.client import Reply
 from tests.store.damage import flip, put_row, read_row, side_named

@@ -13,16 +13,9 @@ import pytest
 from mpifs.core.buffers import BufferPool
 from mpifs.core.errors import FullError, RemoteError
 from mpifs.core.image import IMAGE_HEADER_BYTES, decode_header, encode_key, encode_keys, padded
+from mpifs.core.kinds import Kind
 from mpifs.core.limits import BELL_TIMEOUT_S, MASTER_SILENCE_S, MIB
-from mpifs.core.messages import (
-    HelloReply,
-    Kind,
-    ListKeys,
-    Serve,
-    StoreStats,
-    decode_args,
-    encode_args,
-)
+from mpifs.core.messages import HelloReply, ListKeys, Serve, StoreStats, decode_args, encode_args
 from mpifs.core.types import ChunkKey
 from mpifs.store.chunks import Change, ChunkStore
 from mpifs.store.service import StoreService

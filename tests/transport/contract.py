@@ -16,15 +16,9 @@ import pytest
 
 from mpifs.core.buffers import BufferPool
 from mpifs.core.errors import ProtocolError, RemoteError, SilentError
+from mpifs.core.kinds import TAG_METADATA, Kind
 from mpifs.core.limits import BODY_BYTES_MAX, INLINE_BYTES_MAX
-from mpifs.core.messages import (
-    TAG_METADATA,
-    TAG_REPLY_BASE,
-    Header,
-    Kind,
-    decode_header,
-    encode_header,
-)
+from mpifs.core.messages import TAG_REPLY_BASE, Header, decode_header, encode_header
 from mpifs.transport.client import Client, wait_any
 from mpifs.transport.endpoint import Endpoint
 from mpifs.transport.request import Request

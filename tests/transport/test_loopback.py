@@ -8,13 +8,8 @@ import threading
 import pytest
 
 from mpifs.core.errors import PeerDeadError, ProtocolError
-from mpifs.core.messages import (
-    MESSAGE_BYTES_MAX,
-    TAG_REPLY_BASE,
-    Kind,
-    decode_header,
-    encode_message,
-)
+from mpifs.core.kinds import Kind
+from mpifs.core.messages import MESSAGE_BYTES_MAX, TAG_REPLY_BASE, decode_header, encode_message
 from mpifs.transport.client import Client
 from mpifs.transport.endpoint import TAG_REPLY_DATA_BASE, Endpoint
 from mpifs.transport.loopback import make_loopbacks, make_world

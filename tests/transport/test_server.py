@@ -11,7 +11,8 @@ import pytest
 
 from mpifs.core import limits
 from mpifs.core.errors import ProtocolError, RemoteError, SilentError
-from mpifs.core.messages import TAG_REPLY_BASE, Kind, encode_message
+from mpifs.core.kinds import Kind
+from mpifs.core.messages import TAG_REPLY_BASE, encode_message
 from mpifs.transport import server as server_module
 from mpifs.transport.client import Client, Pending
 from mpifs.transport.endpoint import TAG_REPLY_DATA_BASE

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from mpifs.core.errors import MpifsError, SilentError
+from mpifs.core.kinds import Kind
 from mpifs.core.limits import SLOT_COUNT_MAX
-from mpifs.core.messages import Kind
 from mpifs.core.types import Caller, ChunkKey
 from mpifs.data.reclaim import Reclaim
 from mpifs.repair.stores import StoreAccess

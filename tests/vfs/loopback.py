@@ -13,7 +13,8 @@ from pathlib import Path
 
 from mpifs.core.buffers import BufferPool
 from mpifs.core.image import IMAGE_HEADER_BYTES, encode_key
-from mpifs.core.messages import Kind, Serve, StoreStats, decode_args, encode_args
+from mpifs.core.kinds import Kind
+from mpifs.core.messages import Serve, StoreStats, decode_args, encode_args
 from mpifs.core.superblock import Role, Superblock
 from mpifs.core.types import ChecksumKind, ChunkKey, ChunkRef, StoreEntry, StoreId, StoreState
 from mpifs.index.index import Index

@@ -15,8 +15,8 @@ import pytest
 
 from mpifs import faultpoint
 from mpifs.core.errors import DamageError, PeerDeadError
+from mpifs.core.kinds import Kind
 from mpifs.core.limits import KIB, MIB, PART_BLOCK_BYTES, PART_HOT_COUNT, PART_READ_BYTES_MAX
-from mpifs.core.messages import Kind
 from mpifs.core.types import Caller, ChunkKey, ChunkRef
 from mpifs.data.parts import BlockTables
 from mpifs.job.assembly import VfsOptions

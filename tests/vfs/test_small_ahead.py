@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from mpifs.core.errors import DamageError
+from mpifs.core.kinds import Kind
 from mpifs.core.limits import KIB
-from mpifs.core.messages import Kind
 from mpifs.core.types import Caller
 from mpifs.transport.client import Client
 from mpifs.vfs.facade import Vfs

@@ -1,0 +1,56 @@
+"""What a message asks for, and on which tag it travels.  What each carries: doc/wire.md."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+TAG_CONTROL = 1
+TAG_METADATA = 2
+
+
+class Kind(IntEnum):
+    """Kinds of requests.  Numbers are never reused.  Below 32: control tag; above: metadata tag."""
+
+    HELLO = 1
+    """Control: who are you?  → HelloReply."""
+    SERVE = 2
+    """Control: Serve (which store to open, or make) → StoreStats."""
+    PING = 3
+    """Control: empty → empty; the heartbeat."""
+    STATS = 4
+    """Control: empty → StoreStats."""
+    STOP = 5
+    """Control: commit, close the store, answer, leave the service loop."""
+    SURVEY = 6
+    """Control: empty → SurveyReply: every folder that looks like a store, good or bad."""
+    INSPECT = 7
+    """Control: Inspect → InspectReply: the files of a store as files, served or not."""
+    REBUILD = 8
+    """Control: Rebuild → RebuildReply: makes damaged files of a store that is not served anew from
+    what can still be read.  Answered when it is done; PING goes on meanwhile."""
+    RETIRE = 9
+    """Control: Retire → empty: the store is closed and its files are removed; nothing needs it."""
+    PUT = 32
+    """`items` chunk images in the body → empty, once durable."""
+    GET = 33
+    """One chunk key in the arguments → its image in the body."""
+    DELETE = 34
+    """Chunk keys in the arguments → empty, once durable; missing keys are no error."""
+    LIST = 35
+    """ListKeys → image headers in the body, in key order (each with 64 bytes)."""
+    VERIFY = 36
+    """VerifyKeys → VerifyReply, and chunk reports in the body, in key order (chunk_report.py)."""
+    MEND = 37
+    """Mend → MendReply: rewrites images whose payload is good, where it is; no payload travels."""
+    COPY = 38
+    """Copy → CopyReply: fetches chunks from another rank, checks them, stores them durably."""
+    GET_PART = 39
+    """GetPart → blocks of a chunk in the body; their chunk's table of sums in the arguments, if it
+    was asked for."""
+    GET_MANY = 40
+    """Chunk keys → the images of those that are there, in the body, as PUT has them."""
+
+
+def tag_of(kind: Kind) -> int:
+    """Tag of a request's header message."""
+    return TAG_CONTROL if kind < Kind.PUT else TAG_METADATA

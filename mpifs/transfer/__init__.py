@@ -1,0 +1,1 @@
+"""Files between ranks' local disks."""
