@@ -10,11 +10,11 @@ import sys
 from dataclasses import replace
 from typing import cast
 
-from mpifs.bench.null_vfs import NullVfs
+from mpifs.bench.null_nodes import NullNodes
 from mpifs.core.errors import MpifsError
 from mpifs.fuse.mount import FuseMount
 from mpifs.fuse.options import MountOptions
-from mpifs.vfs.facade import Vfs
+from mpifs.vfs.nodes import Nodes
 
 NAME = "mpifs-bench"
 """Source and type in the kernel's table: never taken for a volume's mount."""
@@ -23,7 +23,7 @@ NAME = "mpifs-bench"
 def main() -> int:
     """Mounts, waits for the end of input, unmounts."""
     options = replace(MountOptions.parse(sys.argv[2:]), fsname=NAME, subtype=NAME)
-    mount = FuseMount(cast(Vfs, NullVfs()), sys.argv[1], options)
+    mount = FuseMount(cast(Nodes, NullNodes()), sys.argv[1], options)
     try:
         mount.start()
     except MpifsError as error:

@@ -38,7 +38,7 @@ REQUEST_TIMEOUT_S = 30.0  # an fdatasync on a congested disk takes seconds; deat
 START_TIMEOUT_S = 30.0  # from mpiexec to a mount that answers.
 STOP_TIMEOUT_S = 20.0  # flush and commit at unmount get REQUEST_TIMEOUT_S each before this counts.
 FINALIZE_TIMEOUT_S = 5.0  # MPI_Finalize can hang after a death (PITFALLS 9); then os._exit.
-INVALIDATE_TIMEOUT_S = 0.25  # kernel cache invalidation of another name of a file.
+INVALIDATE_TIMEOUT_S = 5.0  # the kernel drops what it has cached; it may have to write first.
 JOIN_TIMEOUT_S = 8.0  # a new rank is there in 1.2 s, in 3 on a busy machine; else it died starting.
 WORKER_SILENT_S = 5.0  # without an answer to a ping for so long a worker is called silent,
 WORKER_HUNG_S = 10.0  # and after this it is treated as dead; a congested disk stalls no ping.
@@ -102,7 +102,6 @@ HEAP_TRIM_BYTES = 32 * MIB  # own memory more than after the last trim: what is 
 HEAPS_MAX = 2  # malloc's; each keeps its own free memory.  Python's lock lets few threads in.
 MEMORY_LOOK_S = 0.25  # how often that is looked at: a check reads 100 MiB of the index meanwhile.
 HANDLES_MAX = 1_000_000  # open files; the kernel's own file-max is lower on most machines.
-ALIAS_MAX = 65_536  # names of hard-linked files the kernel may have cached.
 
 # Write-back and commit.
 COMMIT_INTERVAL_S = 0.1  # -o commit=: a closed file survives the death of every rank after this.

@@ -1,80 +1,79 @@
-"""Stat and SpaceUse ↔ the structures of the C library.
-
-Attributes are packed in one call instead of thirteen assignments through ctypes (1 against 4 µs);
-the format is made from the binding's own description of struct stat, so it fits the machine.
-"""
+"""Attributes as the kernel wants them."""
 
 from __future__ import annotations
 
-import ctypes
-import struct
-from typing import Any
+import stat
 
 from mpifs.core.types import SpaceUse, Stat
+from mpifs.fuse.protocol import ATTR_OUT, ENTRY_OUT, STATFS_OUT
 
-NANO = 1_000_000_000
-NAME_MAX = 255
-BLOCK_BYTES = 4096
-UTIME_NOW = (1 << 30) - 1
-UTIME_OMIT = (1 << 30) - 2
-
-_CODES = {4: "I", 8: "Q"}
+NAME_BYTES_MAX = 255
+_BLOCK_BYTES = 4096
+_NS = 10**9
 
 
-class StatPacker:
-    """Writes a Stat into a struct stat at an address."""
+class Answers:
+    """Entries and attributes with the time for which the kernel may keep them, in seconds.
 
-    def __init__(self, stat_structure: Any) -> None:
-        kind = stat_structure
-        fields: list[tuple[int, str, int]] = []
-        order = ["ino", "mode", "nlink", "uid", "gid", "rdev", "size", "blocks", "blksize"]
-        for position, name in enumerate(order):
-            field = getattr(kind, "st_" + name)
-            fields.append((field.offset, _CODES[field.size], position))
-        for number, name in enumerate(("atimespec", "mtimespec", "ctimespec")):
-            offset = getattr(kind, "st_" + name).offset
-            fields.append((offset, "q", 9 + 2 * number))
-            fields.append((offset + 8, "q", 10 + 2 * number))
-        fields.sort()
-        layout, place = "=", 0
-        for offset, code, _ in fields:
-            layout += f"{offset - place}x{code}"
-            place = offset + struct.calcsize("=" + code)
-        self._struct = struct.Struct(f"{layout}{ctypes.sizeof(kind) - place}x")
-        self._order = [position for _, _, position in fields]
-        self.size = self._struct.size
-        self._space = ctypes.c_char * self.size
+    With its write-back cache the kernel does not see that a write has changed a file's blocks, and
+    GNU tar takes a file without blocks for a hole: then it keeps nothing of regular files.
+    """
 
-    def pack(self, stat: Stat) -> bytes:
-        """The bytes of struct stat; what is not in Stat is zero."""
-        values = (
-            *stat[:9],
-            *divmod(stat.atime_ns, NANO),
-            *divmod(stat.mtime_ns, NANO),
-            *divmod(stat.ctime_ns, NANO),
-        )
-        return self._struct.pack(*[values[position] for position in self._order])
+    def __init__(
+        self, entry_timeout_s: float, attr_timeout_s: float, *, writeback: bool = False
+    ) -> None:
+        self._fleeting = stat.S_IFREG if writeback else None
+        self._entry_s, self._entry_ns = _parts(entry_timeout_s)
+        self._attr_s, self._attr_ns = _parts(attr_timeout_s)
+        self.absent = ENTRY_OUT.pack(0, 0, self._entry_s, 0, self._entry_ns, *[0] * 17)
+        """Says that there is no such name, and that the kernel may remember it."""
 
-    def write(self, stat: Stat, address: int) -> None:
-        """Fills the struct stat at an address."""
-        ctypes.memmove(address, self.pack(stat), self.size)
+    def entry(self, found: Stat) -> bytes:
+        """struct fuse_entry_out: node and attributes of a name."""
+        ino, mode, nlink, uid, gid, rdev, size, blocks, blksize, atime, mtime, ctime = found
+        atime, atime_ns = divmod(atime, _NS)
+        mtime, mtime_ns = divmod(mtime, _NS)
+        ctime, ctime_ns = divmod(ctime, _NS)
+        is_kept = stat.S_IFMT(mode) != self._fleeting
+        return ENTRY_OUT.pack(
+            ino, 0, self._entry_s, is_kept * self._attr_s, self._entry_ns, is_kept * self._attr_ns,
+            ino, size, blocks, atime, mtime, ctime, atime_ns, mtime_ns, ctime_ns,
+            mode, nlink, uid, gid, rdev & 0xFFFFFFFF, blksize, 0,
+        )  # fmt: skip
 
-
-def write_space(use: SpaceUse, structure: Any) -> None:
-    """Fills a struct statvfs."""
-    structure.f_bsize = BLOCK_BYTES
-    structure.f_frsize = BLOCK_BYTES
-    structure.f_blocks = use.total_bytes // BLOCK_BYTES
-    structure.f_bfree = structure.f_bavail = use.free_bytes // BLOCK_BYTES
-    structure.f_files = use.files + use.files_free
-    structure.f_ffree = structure.f_favail = use.files_free
-    structure.f_namemax = NAME_MAX
+    def attributes(self, found: Stat) -> bytes:
+        """struct fuse_attr_out."""
+        ino, mode, nlink, uid, gid, rdev, size, blocks, blksize, atime, mtime, ctime = found
+        atime, atime_ns = divmod(atime, _NS)
+        mtime, mtime_ns = divmod(mtime, _NS)
+        ctime, ctime_ns = divmod(ctime, _NS)
+        is_kept = stat.S_IFMT(mode) != self._fleeting
+        return ATTR_OUT.pack(
+            is_kept * self._attr_s, is_kept * self._attr_ns, 0,
+            ino, size, blocks, atime, mtime, ctime, atime_ns, mtime_ns, ctime_ns,
+            mode, nlink, uid, gid, rdev & 0xFFFFFFFF, blksize, 0,
+        )  # fmt: skip
 
 
-def time_of(seconds: int, nanoseconds: int, now: int) -> int | None:
-    """A timespec of utimensat(2) as vfs takes it: ns, `now`, or None to leave."""
-    if nanoseconds == UTIME_OMIT:
-        return None
-    if nanoseconds == UTIME_NOW:
-        return now
-    return seconds * NANO + nanoseconds
+def _parts(seconds: float) -> tuple[int, int]:
+    return int(seconds), int(seconds % 1 * _NS)
+
+
+def space(use: SpaceUse) -> bytes:
+    """struct fuse_kstatfs."""
+    return STATFS_OUT.pack(
+        use.total_bytes // _BLOCK_BYTES,
+        use.free_bytes // _BLOCK_BYTES,
+        use.free_bytes // _BLOCK_BYTES,
+        use.files + use.files_free,
+        use.files_free,
+        _BLOCK_BYTES,
+        NAME_BYTES_MAX,
+        _BLOCK_BYTES,
+        0,
+    )
+
+
+def signed(seconds: int) -> int:
+    """A time's seconds, which the protocol calls unsigned."""
+    return seconds - (1 << 64) if seconds >> 63 else seconds

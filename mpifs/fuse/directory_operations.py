@@ -1,83 +1,95 @@
-"""The callbacks of libfuse for open folders: entries in portions, with offsets and attributes.
+"""Requests on open folders: entries in portions, with offsets and attributes.
 
-Each entry has an offset, so libfuse keeps no list of the whole folder.  On libfuse 3 the attributes
-go along when the kernel asks (readdirplus): `ls -l` of 20,000 files costs 2 requests, not 20,000.
+The attributes go along when the kernel asks (readdirplus): `ls -l` of 20,000 files costs hundreds
+of requests, not 20,000.
 """
 
 from __future__ import annotations
 
-import ctypes
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from mpifs.fuse.attributes import StatPacker
-from mpifs.fuse.binding import Binding
-from mpifs.fuse.serving import Serving
+from mpifs.fuse.attributes import Answers
+from mpifs.fuse.protocol import (
+    DIRENT,
+    DIRENT_BYTES,
+    DIRENT_PLUS_BYTES,
+    ENTRY_OUT,
+    FH,
+    FH_FLAGS,
+    HEADER_BYTES,
+    OPEN_OUT,
+    READ_IN,
+    Opcode,
+)
 
 if TYPE_CHECKING:
-    from mpifs.vfs.facade import Vfs
+    from mpifs.fuse.operations import Handler
+    from mpifs.fuse.request import Request
+    from mpifs.vfs.nodes import Nodes
 
-_READDIR_PLUS = 1
-_FILL_DIR_PLUS = 2
-_DIRENT_BYTES = 24
-_DIRENT_PLUS_BYTES = 128 + _DIRENT_BYTES
+_NO_NODE = bytes(ENTRY_OUT.size)
+_PADDING = [bytes(-length % 8) for length in range(8)]
+_DOTS = (b".", b"..")
 
 
 class DirectoryOperations:
-    """opendir to releasedir.  Any number of threads."""
+    """opendir to releasedir.  Any number of threads; no state."""
 
-    NAMES = ("opendir", "readdir", "releasedir", "fsyncdir")
+    def __init__(self, nodes: Nodes, answers: Answers) -> None:
+        self._nodes = nodes
+        self._answers = answers
 
-    def __init__(self, vfs: Vfs, binding: Binding, serving: Serving) -> None:
-        self._vfs = vfs
-        self._serving = serving
-        self._packer = StatPacker(binding.stat)
-        self._fh_offset = binding.fh_offset
-        self._filler_type = binding.filler
-        self._fillers: dict[int, Any] = {}
-        self._has_flags = binding.major == 3
+    def handlers(self) -> dict[int, Handler]:
+        """By opcode."""
+        return {
+            Opcode.OPENDIR: self.opendir,
+            Opcode.READDIR: self.readdir,
+            Opcode.READDIRPLUS: self.readdirplus,
+            Opcode.RELEASEDIR: self.releasedir,
+            Opcode.FSYNCDIR: self.fsyncdir,
+        }
 
-    def _fh(self, info: int) -> int:
-        return ctypes.c_uint64.from_address(info + self._fh_offset).value
-
-    def _filler(self, address: int) -> Any:
-        """libfuse has two fill functions; making a ctypes function of one costs microseconds."""
-        filler = self._fillers.get(address)
-        if filler is None:
-            filler = self._fillers[address] = self._filler_type(address)
-        return filler
-
-    def opendir(self, path: bytes, info: int) -> None:
+    def opendir(self, request: Request) -> bytes:
         """opendir(3)."""
-        fh = self._vfs.opendir(path)
-        ctypes.c_uint64.from_address(info + self._fh_offset).value = fh
+        return OPEN_OUT.pack(self._nodes.opendir(request.nodeid), 0, 0)
 
-    def readdir(
-        self, _: bytes | None, buffer: int, fill: int, offset: int, info: int, flags: int = 0
-    ) -> None:
-        """Entries from `offset` on until the reply is full.
-
-        The room is counted here: libfuse takes a reference on an entry's node before it finds that
-        the entry does not fit in a readdirplus reply, and never gives it back.
-        """
-        plus = bool(flags & _READDIR_PLUS)
-        request = self._serving.request
-        room = request.read_size if request is not None else 4096
-        fixed = _DIRENT_PLUS_BYTES if plus else _DIRENT_BYTES
-        filler = self._filler(fill)
-        space = ctypes.create_string_buffer(self._packer.size)
-        extra = (_FILL_DIR_PLUS if plus else 0,) if self._has_flags else ()
-        for name, stat, following in self._vfs.readdir(self._fh(info), offset, plus):
-            room -= (fixed + len(name) + 7) & ~7
-            if room < 0:
+    def readdir(self, request: Request) -> bytearray:
+        """Names and types from an offset on, until the reply is full."""
+        fh, offset, room, _ = READ_IN.unpack_from(request.view, HEADER_BYTES)
+        reply = bytearray()
+        for name, stat, following in self._nodes.readdir(fh, offset, False):
+            length = len(name)
+            if len(reply) + DIRENT_BYTES + length > room:
                 break
-            space.raw = self._packer.pack(stat)
-            if filler(buffer, name, ctypes.addressof(space), following, *extra):
-                break
+            reply += DIRENT.pack(stat.ino, following, length, stat.mode >> 12)
+            reply += name
+            reply += _PADDING[length % 8]
+        return reply
 
-    def releasedir(self, _: bytes | None, info: int) -> None:
+    def readdirplus(self, request: Request) -> bytearray:
+        """With the attributes; `.` and `..` are no nodes of their own."""
+        fh, offset, room, _ = READ_IN.unpack_from(request.view, HEADER_BYTES)
+        entry = self._answers.entry
+        reply = bytearray()
+        for name, stat, following in self._nodes.readdir(fh, offset, True):
+            length = len(name)
+            if len(reply) + DIRENT_PLUS_BYTES + length > room:
+                break
+            # Without attributes (the inode is damaged) the kernel asks for the node itself.
+            is_node = stat.nlink and name not in _DOTS
+            reply += entry(stat) if is_node else _NO_NODE
+            reply += DIRENT.pack(stat.ino, following, length, stat.mode >> 12)
+            reply += name
+            reply += _PADDING[length % 8]
+        return reply
+
+    def releasedir(self, request: Request) -> bytes:
         """closedir(3)."""
-        self._vfs.releasedir(self._fh(info))
+        self._nodes.releasedir(FH.unpack_from(request.view, HEADER_BYTES)[0])
+        return b""
 
-    def fsyncdir(self, _: bytes | None, datasync: int, info: int) -> None:
+    def fsyncdir(self, request: Request) -> bytes:
         """fsync(2) of a folder."""
-        self._vfs.fsyncdir(self._fh(info), bool(datasync))
+        fh, flags = FH_FLAGS.unpack_from(request.view, HEADER_BYTES)
+        self._nodes.fsyncdir(fh, bool(flags & 1))
+        return b""

@@ -1,145 +1,142 @@
-"""The callbacks of libfuse for open files, but for those that direct.py serves."""
+"""Requests on open files.  `read` fills the answer and `write` takes the request where they lie."""
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from mpifs.fuse.binding import Binding
-from mpifs.fuse.open_files import OpenFiles
-from mpifs.fuse.request import Request
-from mpifs.fuse.serving import Serving
+from mpifs.core.limits import BULK_BYTES
+from mpifs.fuse.attributes import Answers
+from mpifs.fuse.protocol import (
+    COPY_IN,
+    FALLOCATE_IN,
+    FH,
+    FH_FLAGS,
+    HEADER_BYTES,
+    KEEP_CACHE,
+    LSEEK_IN,
+    MKNOD_IN,
+    NO_FLUSH,
+    OPEN_IN,
+    OPEN_KILL_SUIDGID,
+    OPEN_OUT,
+    READ_IN,
+    WRITE_IN_BYTES,
+    WRITE_KILL_SUIDGID,
+    WRITE_OUT,
+    Opcode,
+)
 
 if TYPE_CHECKING:
-    from mpifs.vfs.facade import Opened, Vfs
+    from mpifs.fuse.operations import Handler
+    from mpifs.fuse.request import Request
+    from mpifs.vfs.nodes import Nodes
+
+_WRITE_DATA_AT = HEADER_BYTES + WRITE_IN_BYTES
 
 
 class FileOperations:
-    """open to release.  Any number of threads; state is only the table of open files.
+    """open to release.  Any number of threads; no state.
 
-    `keep_cache` of the Vfs is followed on libfuse 3 only: with libfuse 2 the kernel's pages of a
-    closed file cannot be dropped by its name, so they are dropped at open.
+    `write_back(node)` has the kernel write what it holds dirty of a node (write-back cache):
+    without it a hole would be seen where data is to come.
     """
 
-    NAMES = (
-        "open",
-        "create",
-        "release",
-        "fsync",
-        "fallocate",
-        "lseek",
-        "copy_file_range",
-    )
+    def __init__(self, nodes: Nodes, answers: Answers, write_back: Callable[[int], object]) -> None:
+        self._nodes = nodes
+        self._write_back = write_back
+        self._answers = answers
 
-    def __init__(
-        self,
-        vfs: Vfs,
-        binding: Binding,
-        serving: Serving,
-        files: OpenFiles,
-        hidden_changed: Callable[[int], None],
-    ) -> None:
-        self._vfs = vfs
-        self._serving = serving
-        self._files = files
-        self._hidden_changed = hidden_changed
-        self._info = binding.file_info
-        self._fh_offset = binding.fh_offset
-        self._can_keep = binding.major == 3
-        self._can_skip_flush = hasattr(self._info, "noflush")
+    def handlers(self) -> dict[int, Handler]:
+        """By opcode."""
+        return {
+            Opcode.CREATE: self.create,
+            Opcode.OPEN: self.open,
+            Opcode.READ: self.read,
+            Opcode.WRITE: self.write,
+            Opcode.FLUSH: self.flush,
+            Opcode.RELEASE: self.release,
+            Opcode.FSYNC: self.fsync,
+            Opcode.FALLOCATE: self.fallocate,
+            Opcode.LSEEK: self.lseek,
+            Opcode.COPY_FILE_RANGE: self.copy_file_range,
+        }
 
-    def _fh(self, info: int) -> int:
-        return ctypes.c_uint64.from_address(info + self._fh_offset).value
+    def create(self, request: Request) -> bytes:
+        """open(2) with O_CREAT of a name that the kernel does not know."""
+        flags, mode, _, _ = MKNOD_IN.unpack_from(request.view, HEADER_BYTES)
+        name = request.name(MKNOD_IN.size)
+        stat, fh = self._nodes.create(request.nodeid, name, mode, flags, request.caller)
+        return self._answers.entry(stat) + _opened(fh, flags)
 
-    def _use(self, info: int) -> int:
-        """The handle of a request on an open file; learns the kernel's number of a new one."""
-        fh: int = ctypes.c_uint64.from_address(info + self._fh_offset).value
-        if self._serving.request is not None:
-            self._files.used(fh, self._serving.request.nodeid)
-        return fh
+    def open(self, request: Request) -> bytes:
+        """open(2) of what is there; truncates when O_TRUNC is set."""
+        flags, more = OPEN_IN.unpack_from(request.view, HEADER_BYTES)
+        fh = self._nodes.open(request.nodeid, flags, kills=bool(more & OPEN_KILL_SUIDGID))
+        return _opened(fh, flags)
 
-    def _change(self, info: int) -> int:
-        """As `_use`, for a request that changes the file; notes it for the notifier."""
-        serving = self._serving
-        serving.path = None
-        serving.fh = fh = self._use(info)
-        return fh
+    def read(self, request: Request) -> None:
+        """pread(2), from where the bytes lie or straight into the answer."""
+        fh, offset, size, _ = READ_IN.unpack_from(request.view, HEADER_BYTES)
+        nodes = self._nodes
+        if size >= BULK_BYTES:  # whole chunks are fetched, and a copy costs more than lending.
+            lent = nodes.lend(fh, size, offset)
+            if lent is not None:
+                with lent:
+                    request.answer(lent.payload)
+                return
+        with request.room(size) as into:
+            count = nodes.read(fh, into, offset)
+        request.answer_room(count)
 
-    def _opened(self, path: bytes, opened: Opened, info: int) -> None:
-        structure = self._info.from_address(info)
-        structure.fh = opened.fh
-        structure.direct_io = opened.direct_io
-        structure.keep_cache = opened.keep_cache and self._can_keep
-        if self._can_skip_flush and structure.flags & os.O_ACCMODE == os.O_RDONLY:
-            structure.noflush = 1  # nothing is to be told at its close
-        request = self._serving.request
-        is_open = request is not None and request.opcode == Request.OPEN
-        self._files.opened(opened.fh, path, request.nodeid if request and is_open else 0)
+    def write(self, request: Request) -> bytes:
+        """pwrite(2), straight from the request."""
+        fh, offset, size, flags = READ_IN.unpack_from(request.view, HEADER_BYTES)
+        with request.view[_WRITE_DATA_AT : _WRITE_DATA_AT + size] as data:
+            count = self._nodes.write(fh, data, offset, bool(flags & WRITE_KILL_SUIDGID))
+        return WRITE_OUT.pack(count)
 
-    def open(self, path: bytes, info: int) -> None:
-        """open(2) of what is there; the Vfs truncates when O_TRUNC is set (libfuse 3 only)."""
-        serving = self._serving
-        serving.path, serving.fh = path, None
-        flags = ctypes.c_int.from_address(info).value
-        try:
-            opened = self._vfs.open(path, flags, serving.caller())
-        except OSError as error:
-            if error.errno == errno.ENOENT:
-                # The kernel has just found the name: something else has it now.  ESTALE makes it
-                # look again (path_openat) instead of telling the user that there is none.
-                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from error
-            raise
-        self._opened(path, opened, info)
+    def flush(self, request: Request) -> bytes:
+        """close(2) of one descriptor."""
+        self._nodes.flush(FH.unpack_from(request.view, HEADER_BYTES)[0])
+        return b""
 
-    def create(self, path: bytes, mode: int, info: int) -> None:
-        """open(2) with O_CREAT of a new name."""
-        flags = ctypes.c_int.from_address(info).value
-        self._opened(path, self._vfs.create(path, mode, flags, self._serving.caller()), info)
-
-    def release(self, _: bytes | None, info: int) -> None:
+    def release(self, request: Request) -> bytes:
         """The last close."""
-        fh = self._fh(info)
-        self._files.closed(fh)
-        self._vfs.release(fh)
+        self._nodes.release(FH.unpack_from(request.view, HEADER_BYTES)[0])
+        return b""
 
-    def fsync(self, _: bytes | None, datasync: int, info: int) -> None:
+    def fsync(self, request: Request) -> bytes:
         """fsync(2), fdatasync(2)."""
-        self._vfs.fsync(self._use(info), bool(datasync))
+        fh, flags = FH_FLAGS.unpack_from(request.view, HEADER_BYTES)
+        self._nodes.fsync(fh, bool(flags & 1))
+        return b""
 
-    def fallocate(self, _: bytes | None, mode: int, offset: int, length: int, info: int) -> None:
+    def fallocate(self, request: Request) -> bytes:
         """fallocate(2)."""
-        fh = self._change(info)
-        self._vfs.fallocate(fh, mode, offset, length, self._serving.caller())
-        if self._files.hidden:
-            self._hidden_changed(fh)
+        fh, offset, length, mode = FALLOCATE_IN.unpack_from(request.view, HEADER_BYTES)
+        self._nodes.fallocate(fh, mode, offset, length, request.caller.uid != 0)
+        return b""
 
-    def lseek(self, _: bytes | None, offset: int, whence: int, info: int) -> int:
+    def lseek(self, request: Request) -> bytes:
         """lseek(2) with SEEK_DATA or SEEK_HOLE."""
-        return self._vfs.lseek(self._use(info), offset, whence)
+        fh, offset, whence = LSEEK_IN.unpack_from(request.view, HEADER_BYTES)
+        self._write_back(request.nodeid)
+        return FH.pack(self._nodes.lseek(fh, offset, whence))
 
-    def copy_file_range(
-        self,
-        _: bytes | None,
-        info_in: int,
-        offset_in: int,
-        __: bytes | None,
-        info_out: int,
-        offset_out: int,
-        length: int,
-        flags: int,
-    ) -> int:
+    def copy_file_range(self, request: Request) -> bytes:
         """copy_file_range(2)."""
+        fh, offset, _, to_fh, to, length, flags = COPY_IN.unpack_from(request.view, HEADER_BYTES)
         if flags:
             raise OSError(errno.EINVAL, "copy_file_range has no flags")
-        fh_in = self._fh(info_in)
-        serving = self._serving
-        serving.path = None
-        serving.fh = fh_out = self._fh(info_out)
-        caller = self._serving.caller()
-        count = self._vfs.copy_file_range(fh_in, offset_in, fh_out, offset_out, length, caller)
-        if self._files.hidden:
-            self._hidden_changed(fh_out)
-        return count
+        kills = request.caller.uid != 0
+        return WRITE_OUT.pack(self._nodes.copy_file_range(fh, offset, to_fh, to, length, kills))
+
+
+def _opened(fh: int, flags: int) -> bytes:
+    """The kernel's pages stay: nobody but this mount changes a file, or the kernel is told."""
+    is_read = flags & os.O_ACCMODE == os.O_RDONLY
+    # Of a reader nothing is to be told at its close.
+    return OPEN_OUT.pack(fh, KEEP_CACHE | NO_FLUSH if is_read else KEEP_CACHE, 0)

@@ -1,33 +1,82 @@
-"""What is agreed with the kernel at INIT beyond what the library knows.
-
-HANDLE_KILLPRIV_V2 (Linux 5.12; libfuse 3.14 does not know it): the file system takes set-id bits
-off a file that somebody without CAP_FSETID writes or truncates.  Then the kernel remembers of an
-inode that it has no `security.capability`, instead of asking before each write.
-Numbers: include/uapi/linux/fuse.h, struct fuse_init_in and fuse_init_out.
-"""
+"""INIT, the kernel's first request: what both sides are going to speak."""
 
 from __future__ import annotations
 
-import struct
+import errno
+from typing import NamedTuple
 
-HANDLE_KILLPRIV_V2 = 1 << 28
-_MAJOR = 7
-_IN_FLAGS_AT = 40 + 12  # behind fuse_in_header: major, minor, max_readahead, flags
-_OUT_FLAGS_AT = 16 + 12  # behind fuse_out_header: the same
-_FLAGS = struct.Struct("=I")
-_ANSWER = struct.Struct("=IiQI")
-"""fuse_out_header, and the major version behind it."""
+from mpifs.core.errors import PosixError
+from mpifs.fuse.protocol import (
+    INIT_IN,
+    INIT_OUT,
+    MAJOR,
+    MINOR,
+    MINOR_MIN,
+    PAGE_BYTES,
+    Init,
+)
+from mpifs.fuse.request import WRITE_BYTES_MAX
+
+MAX_BACKGROUND = 64
+"""Requests of readahead, of write-back and of asynchronous I/O that the kernel sends at once."""
+_OLD_WRITE_BYTES = 128 * 1024
+"""Of kernels before 4.20."""
+_WANTED = (
+    Init.ASYNC_READ
+    | Init.ATOMIC_O_TRUNC
+    | Init.EXPORT_SUPPORT
+    | Init.BIG_WRITES
+    | Init.HAS_IOCTL_DIR
+    | Init.DO_READDIRPLUS
+    | Init.READDIRPLUS_AUTO
+    | Init.ASYNC_DIO
+    | Init.PARALLEL_DIROPS
+    | Init.MAX_PAGES
+    | Init.CACHE_SYMLINKS
+    | Init.HANDLE_KILLPRIV_V2
+)
 
 
-def agreed(asked: bytes, answer: bytes) -> bytes:
-    """The answer to INIT with HANDLE_KILLPRIV_V2 if the kernel offers it; else as it was."""
-    if len(asked) < _IN_FLAGS_AT + _FLAGS.size or len(answer) < _OUT_FLAGS_AT + _FLAGS.size:
-        return answer
-    _, error, _, major = _ANSWER.unpack_from(answer)
-    (offered,) = _FLAGS.unpack_from(asked, _IN_FLAGS_AT)
-    if error or major != _MAJOR or not offered & HANDLE_KILLPRIV_V2:
-        return answer
-    whole = bytearray(answer)
-    (flags,) = _FLAGS.unpack_from(whole, _OUT_FLAGS_AT)
-    _FLAGS.pack_into(whole, _OUT_FLAGS_AT, flags | HANDLE_KILLPRIV_V2)
-    return bytes(whole)
+class Agreement(NamedTuple):
+    """What INIT has come to."""
+
+    minor: int
+    flags: Init
+    write_bytes_max: int
+
+    @property
+    def is_writeback(self) -> bool:
+        """Whether the kernel holds dirty pages of its own."""
+        return Init.WRITEBACK_CACHE in self.flags
+
+
+def agree(asked: memoryview, *, writeback: bool) -> tuple[Agreement, bytes]:
+    """The agreement and the answer to INIT's body.
+
+    Raises PosixError(EPROTO) when the kernel speaks another or too old a version.
+    """
+    if len(asked) < INIT_IN.size:
+        raise PosixError(errno.EPROTO, "the kernel's INIT is too short")
+    major, minor, readahead, offered = INIT_IN.unpack_from(asked)
+    if major != MAJOR or minor < MINOR_MIN:
+        raise PosixError(
+            errno.EPROTO, f"the kernel speaks FUSE {major}.{minor}; mpifs needs 7.{MINOR_MIN} or on"
+        )
+    wanted = _WANTED | Init.WRITEBACK_CACHE if writeback else _WANTED
+    flags = Init(offered & wanted)
+    size = WRITE_BYTES_MAX if Init.MAX_PAGES in flags else _OLD_WRITE_BYTES
+    answer = INIT_OUT.pack(
+        MAJOR,
+        min(minor, MINOR),
+        readahead,
+        flags,
+        MAX_BACKGROUND,
+        MAX_BACKGROUND * 3 // 4,
+        size,
+        1,
+        size // PAGE_BYTES,
+        0,
+        0,
+        0,
+    )
+    return Agreement(min(minor, MINOR), flags, size), answer

@@ -1,8 +1,7 @@
 """Threads that drive a FUSE session: receive a request, serve it, again.
 
 Python threads, not libfuse's: a callback on a foreign thread makes and destroys a Python thread
-state each time, which costs more than the callback (2,700 against 11,000 files/s), and
-`threading.local` would not last from one callback to the next.
+state each time, which costs more than the callback (2,700 against 11,000 files/s).
 
 Usually one thread alone receives, and the others are parked: the kernel hands requests to waiting
 threads in turn, so that with eight of them a program that asks one thing after the other finds each
@@ -22,9 +21,9 @@ import time
 from collections.abc import Callable
 
 from mpifs.core.limits import BULK_BYTES, IDLE_LOOK_S, LEADER_LOOK_S, LEADER_STALL_S, LEADER_WIDE_S
-from mpifs.fuse.direct import DirectOperations
+from mpifs.fuse.dispatch import Dispatch
+from mpifs.fuse.protocol import Opcode
 from mpifs.fuse.request import Request
-from mpifs.fuse.serving import Serving
 from mpifs.fuse.session import Session
 
 log = logging.getLogger(__name__)
@@ -45,14 +44,15 @@ class Loop:
     def __init__(
         self,
         session: Session,
-        serving: Serving,
-        direct: DirectOperations,
+        dispatch: Dispatch,
         threads: int,
         on_end: Callable[[], None],
+        *,
+        writeback: bool,
     ) -> None:
         self._session = session
-        self._serving = serving
-        self._direct = direct
+        self._dispatch = dispatch
+        self._writeback = writeback
         self._count = threads
         self._on_end = on_end
         self._lock = threading.Lock()  # guards _left.
@@ -96,13 +96,13 @@ class Loop:
 
     def _serve(self, number: int) -> None:
         request = self._session.request()
-        self._serving.request = request
-        serve, process = self._direct.serve, request.process
+        serve = self._dispatch.serve
         is_first = number == 0
         while True:
             size = self._receive(request, number)
             if size > 0 and is_first:
-                self._session.answer_init(request)
+                if not self._session.answer_init(request, writeback=self._writeback):
+                    break
                 is_first = False
                 for other in range(1, self._count):
                     self._spawn(other)
@@ -111,11 +111,10 @@ class Loop:
                 self._serves.set()
             elif size > 0:
                 if size > BULK_BYTES or (
-                    request.opcode == Request.READ and request.read_size >= BULK_BYTES
+                    request.opcode == Opcode.READ and request.read_size >= BULK_BYTES
                 ):
                     self._widen()
-                if not serve(request):
-                    process()
+                serve(request)
             elif size == 0 or size not in _AGAIN:
                 break
         if is_first:
@@ -170,7 +169,6 @@ class Loop:
             time.sleep(LEADER_LOOK_S)
 
     def _finish(self) -> None:
-        self._serving.request = None
         try:
             self._on_end()
         except BaseException:

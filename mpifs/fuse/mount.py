@@ -1,4 +1,4 @@
-"""FuseMount: a Vfs in the file tree of this machine.
+"""FuseMount: a volume in the file tree of this machine.
 
 Life of a mount; each arrow names what performs it:
 
@@ -22,44 +22,30 @@ from typing import TYPE_CHECKING, Any
 from mpifs.core.errors import StartError
 from mpifs.core.limits import UNMOUNT_ABORT_S, UNMOUNT_LAZY_S, UNMOUNT_RETRY_S
 from mpifs.fuse import kernel_mounts
-from mpifs.fuse.binding import (
-    CAP_AUTO_INVAL_DATA,
-    CAP_HANDLE_KILLPRIV,
-    CAP_SPLICE,
-    CAP_WRITEBACK,
-    Binding,
-    load,
-)
-from mpifs.fuse.callbacks import answered
-from mpifs.fuse.direct import DirectOperations
-from mpifs.fuse.directory_operations import DirectoryOperations
-from mpifs.fuse.file_operations import FileOperations
+from mpifs.fuse.attributes import Answers
+from mpifs.fuse.binding import Binding, load
+from mpifs.fuse.dispatch import Dispatch
 from mpifs.fuse.loop import Loop
-from mpifs.fuse.notifier import Notifier
-from mpifs.fuse.open_files import OpenFiles
-from mpifs.fuse.operations import Operations
+from mpifs.fuse.notifier import Entry, Notifier
 from mpifs.fuse.options import MountOptions
 from mpifs.fuse.process import prepare_process
-from mpifs.fuse.serving import Serving
 from mpifs.fuse.session import Session
 
 if TYPE_CHECKING:
-    from mpifs.vfs.facade import Vfs
+    from mpifs.vfs.nodes import Nodes
 
 log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 10.0
 """The kernel sends INIT at once; a mount that takes longer is stuck."""
-MAX_BACKGROUND = 64
-"""Requests of readahead and of asynchronous I/O that the kernel sends at once."""
-WRITE_BYTES_MAX = {2: 128 * 1024, 3: 1024 * 1024}
 
 
 class FuseMount:
-    """One mount of a Vfs.  `start` and `unmount` are called by one thread, the rest by any."""
+    """One mount of a volume's nodes.  `start` and `unmount` are called by one thread, the rest by
+    any."""
 
-    def __init__(self, vfs: Vfs, mountpoint: str, options: MountOptions) -> None:
-        self._vfs = vfs
+    def __init__(self, nodes: Nodes, mountpoint: str, options: MountOptions) -> None:
+        self._nodes = nodes
         self._options = options
         self._mountpoint = os.path.realpath(mountpoint)
         self._binding: Binding | None = None
@@ -67,7 +53,6 @@ class FuseMount:
         self._session: Session | None = None
         self._notifier: Notifier | None = None
         self._mount: kernel_mounts.KernelMount | None = None
-        self._write_bytes_max = 0
 
     @property
     def mountpoint(self) -> str:
@@ -77,24 +62,29 @@ class FuseMount:
     def start(self) -> None:
         """Mounts; returns when the kernel's INIT was answered.  Raises StartError."""
         prepare_process()
-        binding = self._binding = load(self._options.library)
-        if binding.major == 2 and self._options.writeback:
-            raise StartError("-o writeback needs libfuse 3 (Debian: apt install fuse3)")
+        options = self._options
+        binding = self._binding = load(options.library)
         self._check_mountpoint()
-        serving = Serving()
-        files = OpenFiles()
-        callbacks = self._callbacks(binding, serving, files)
-        words = self._options.kernel_words(os.geteuid() == 0) + self._library_words(binding.major)
-        session = binding.mount(os.fsencode(self._mountpoint), words, callbacks)
-        self._session = session
-        self._notifier = Notifier(session, files, serving, self._inode_of)
-        direct = DirectOperations(self._vfs, serving, files, self._hidden_changed)
-        self._loop = Loop(session, serving, direct, self._options.threads, self._end)
+        words = options.kernel_words(os.geteuid() == 0)
+        session = self._session = binding.mount(os.fsencode(self._mountpoint), words)
+        self._notifier = Notifier(session.device)
+        writeback = options.writeback
+        answers = Answers(options.entry_timeout_s, options.attr_timeout_s, writeback=writeback)
+        dispatch = Dispatch(self._nodes, answers)
+        if writeback:
+            dispatch = Dispatch(self._nodes, answers, self._write_back)
+        self._loop = Loop(
+            session,
+            dispatch,
+            options.threads,
+            self._end,
+            writeback=writeback,
+        )
         if not self._loop.start(START_TIMEOUT_S):
             self.unmount(0.0)
             raise StartError(f"the kernel did not take the mount on {self._mountpoint}")
         self._notifier.start()
-        self._vfs.on_change = self._on_change
+        self._nodes.on_change = self._on_change
         self._mount = kernel_mounts.find_mount(self._mountpoint)
         if self._mount is not None and os.geteuid() == 0:
             kernel_mounts.raise_read_ahead(self._mount)
@@ -145,14 +135,14 @@ class FuseMount:
     def describe(self) -> dict[str, Any]:
         """Binding, library and sizes, for `mpifs status` and the log."""
         binding = self._binding
+        agreement = self._session.agreement if self._session else None
         return {
             "mountpoint": self._mountpoint,
             "binding": binding.name if binding else "",
             "libfuse": binding.version if binding else "",
-            "max_write": self._write_bytes_max,
+            "max_write": agreement.write_bytes_max if agreement else 0,
             "threads": self._options.threads,
-            "writeback": self._options.writeback,
-            "late_invalidations": self._notifier.late if self._notifier else 0,
+            "writeback": agreement.is_writeback if agreement else False,
         }
 
     def _check_mountpoint(self) -> None:
@@ -167,76 +157,18 @@ class FuseMount:
         if entries and mounted is None:
             raise StartError(f"{self._mountpoint} is not empty; mount on an empty folder")
 
-    def _callbacks(self, binding: Binding, serving: Serving, files: OpenFiles) -> dict[str, Any]:
-        """Everything that libfuse may call, by name."""
-        room = Operations(self._vfs, binding, serving, files, self._hidden_changed)
-        opened = FileOperations(self._vfs, binding, serving, files, self._hidden_changed)
-        folders = DirectoryOperations(self._vfs, binding, serving)
-        calls: dict[str, Any] = {}
-        for part in (room, opened, folders):
-            for name in part.NAMES:
-                calls[name] = getattr(part, name, None)
-        if binding.major == 2:
-            calls["fgetattr"] = room.getattr
-            calls["ftruncate"] = room.truncate
-        answers = {name: answered(name, call) for name, call in calls.items() if call}
-        answers["init"] = answered("init", self._init_3 if binding.major == 3 else self._init_2)
-        return answers
-
-    def _on_change(self, paths: Iterable[bytes], handles: Iterable[int] = ()) -> None:
+    def _on_change(self, inodes: Iterable[int], entries: Iterable[Entry]) -> None:
         if self._notifier is not None:
-            self._notifier.on_change(paths, handles)
+            self._notifier.changed(inodes, entries)
 
-    def _hidden_changed(self, fh: int) -> None:
-        if self._notifier is not None:
-            self._notifier.hidden_changed(fh)
+    def _write_back(self, node: int) -> None:
+        """Has the kernel write what is dirty of a node.  Takes other loop threads to serve it."""
+        self._on_change([node], [])
+        self.settle()
 
-    def _inode_of(self, path: bytes | None, fh: int | None) -> int:
-        return self._vfs.getattr(path, fh).ino
-
-    def _library_words(self, major: int) -> list[str]:
-        """Settings that libfuse 2 takes as options; libfuse 3 gets them in `_init_3`."""
-        if major == 3:
-            return []
-        if self._options.attr_timeout_s != MountOptions().attr_timeout_s:
-            log.warning("attr_timeout is 0 with libfuse 2, for the sake of hard links")
-        return [
-            "use_ino",
-            "big_writes",
-            f"max_write={WRITE_BYTES_MAX[2]}",
-            f"max_background={MAX_BACKGROUND}",
-            f"congestion_threshold={MAX_BACKGROUND * 3 // 4}",
-            "attr_timeout=0",
-            f"entry_timeout={self._options.entry_timeout_s}",
-            "negative_timeout=0",
-            "no_splice_read",
-            "no_splice_write",
-            "no_splice_move",
-        ]
-
-    def _init_2(self, _: int) -> int:
-        self._write_bytes_max = WRITE_BYTES_MAX[2]
-        return 0
-
-    def _init_3(self, connection: int, config: int) -> int:
-        assert self._binding is not None
-        structures = self._binding.module
-        conn = structures.fuse_conn_info.from_address(connection)
-        want = conn.want & ~(CAP_SPLICE | CAP_HANDLE_KILLPRIV | CAP_AUTO_INVAL_DATA)
-        if self._options.writeback:
-            want |= CAP_WRITEBACK & conn.capable
-        conn.want = want
-        conn.max_background = MAX_BACKGROUND
-        conn.congestion_threshold = MAX_BACKGROUND * 3 // 4
-        self._write_bytes_max = conn.max_write
-        settings = structures.fuse_config.from_address(config)
-        settings.use_ino = 1
-        settings.nullpath_ok = 1
-        settings.hard_remove = 0
-        settings.attr_timeout = self._options.attr_timeout_s
-        settings.entry_timeout = self._options.entry_timeout_s
-        settings.negative_timeout = 0.0
-        return 0
+    def settle(self) -> bool:
+        """Waits until the kernel has dropped what `on_change` was told; False at a time limit."""
+        return self._notifier is None or self._notifier.settle()
 
     def _end(self) -> None:
         """The kernel has ended the session: in the last loop thread."""

@@ -1,267 +1,264 @@
-"""The callbacks of libfuse for names, attributes and the volume: thin calls of the Vfs.
+"""Requests for names, attributes and the volume: thin calls of the vfs.
 
-Signatures follow libfuse 3; where libfuse 2 passes fewer arguments they have defaults.  Pointers
-are addresses, 0 or None for NULL.  With nullpath_ok a path is None when the handle tells the file.
+Each handler takes a Request and gives the answer's bytes; OSErrors become its errno (dispatch.py).
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import re
+import os
+import stat
+import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mpifs.core.types import TIME_NOW
-from mpifs.fuse.attributes import StatPacker, time_of, write_space
-from mpifs.fuse.binding import Binding
-from mpifs.fuse.open_files import OpenFiles
-from mpifs.fuse.request import Request
-from mpifs.fuse.serving import Serving
+from mpifs.fuse.attributes import Answers, signed, space
+from mpifs.fuse.protocol import (
+    FH,
+    FORGET_COUNT,
+    FORGET_ONE,
+    HEADER_BYTES,
+    IOCTL_IN,
+    IOCTL_OUT,
+    MKDIR_IN,
+    MKNOD_IN,
+    NUMBER_BYTES,
+    RENAME2_IN,
+    SETATTR_IN,
+    SETXATTR_IN,
+    SIZE,
+    Opcode,
+    Valid,
+)
+from mpifs.vfs.change import Change
 
 if TYPE_CHECKING:
-    from mpifs.vfs.facade import Vfs
+    from mpifs.fuse.request import Request
+    from mpifs.vfs.nodes import Nodes
 
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
 FS_IOC_GETFLAGS = 0x80086601
 FS_IOC_SETFLAGS = 0x40086602
 FS_IOC_FSGETXATTR = 0x801C581F
-_FSXATTR_BYTES = 28
-_HIDDEN = re.compile(rb"/\.fuse_hidden[0-9a-f]{16}\Z")
-_NO_ID = 0xFFFFFFFF
-_TimePair = ctypes.c_long * 4
+_FLAGS = struct.Struct("=I")
+_NS = 10**9
+_REFUSED = b"system."
+_PRIVILEGED = b"security."
+_NAME_AT = HEADER_BYTES + SIZE.size
+
+Handler = Callable[["Request"], "bytes | bytearray | None"]
+"""Gives the answer's bytes; None: it has answered itself, or there is nothing to answer."""
 
 
 class Operations:
-    """Names, attributes, xattrs.  Any number of threads; state is only the table of open files."""
+    """Names, attributes, extended attributes.  Any number of threads; no state."""
 
-    NAMES = (
-        "getattr",
-        "readlink",
-        "mknod",
-        "mkdir",
-        "unlink",
-        "rmdir",
-        "symlink",
-        "link",
-        "rename",
-        "chmod",
-        "chown",
-        "truncate",
-        "utimens",
-        "statfs",
-        "setxattr",
-        "getxattr",
-        "listxattr",
-        "removexattr",
-        "ioctl",
-    )
+    def __init__(self, nodes: Nodes, answers: Answers) -> None:
+        self._nodes = nodes
+        self._answers = answers
 
-    def __init__(
-        self,
-        vfs: Vfs,
-        binding: Binding,
-        serving: Serving,
-        files: OpenFiles,
-        hidden_changed: Callable[[int], None],
-    ) -> None:
-        self._vfs = vfs
-        self._serving = serving
-        self._files = files
-        self._hidden_changed = hidden_changed
-        self._packer = StatPacker(binding.stat)
-        self._statvfs = binding.statvfs
-        self._fh_offset = binding.fh_offset
+    def handlers(self) -> dict[int, Handler]:
+        """By opcode."""
+        return {
+            Opcode.LOOKUP: self.lookup,
+            Opcode.FORGET: self.forget,
+            Opcode.BATCH_FORGET: self.batch_forget,
+            Opcode.GETATTR: self.getattr,
+            Opcode.SETATTR: self.setattr,
+            Opcode.READLINK: self.readlink,
+            Opcode.SYMLINK: self.symlink,
+            Opcode.MKNOD: self.mknod,
+            Opcode.MKDIR: self.mkdir,
+            Opcode.UNLINK: self.unlink,
+            Opcode.RMDIR: self.rmdir,
+            Opcode.RENAME: self.rename,
+            Opcode.RENAME2: self.rename2,
+            Opcode.LINK: self.link,
+            Opcode.STATFS: self.statfs,
+            Opcode.SETXATTR: self.setxattr,
+            Opcode.GETXATTR: self.getxattr,
+            Opcode.LISTXATTR: self.listxattr,
+            Opcode.REMOVEXATTR: self.removexattr,
+            Opcode.IOCTL: self.ioctl,
+        }
 
-    def _fh(self, info: int | None) -> int | None:
-        """The handle in a struct fuse_file_info."""
-        return ctypes.c_uint64.from_address(info + self._fh_offset).value if info else None
+    # Nodes and attributes
 
-    def _serve(self, path: bytes | None, info: int | None = None) -> int | None:
-        """Notes what a changing request names, for the notifier; returns the handle."""
-        serving = self._serving
-        serving.path = path
-        serving.fh = fh = self._fh(info)
-        return fh
-
-    # Attributes
-
-    def getattr(self, path: bytes | None, stat: int, info: int | None = None) -> None:
-        """stat(2), fstat(2).
-
-        Of a removed open file libfuse takes one link off in its answer to GETATTR, for the name
-        that it thinks it gave it; the Vfs has not counted that one.
-        """
-        fh = self._fh(info)
+    def lookup(self, request: Request) -> bytes:
+        """A name's node."""
         try:
-            found = self._vfs.getattr(path, fh)
-        except OSError as error:
-            if path is not None and _HIDDEN.search(path) and error.errno == errno.ENOENT:
-                request = self._serving.request
-                if request is not None and request.opcode == Request.GETATTR:
-                    # The kernel has just found the file under a name that another has now.
-                    raise OSError(errno.ESTALE, "replaced meanwhile") from error
-            raise
-        if self._files.is_hidden(path, fh) and found.nlink:
-            request = self._serving.request
-            if request is not None and request.opcode == Request.GETATTR:
-                found = found._replace(nlink=found.nlink + 1)
-        self._packer.write(found, stat)
+            return self._answers.entry(self._nodes.lookup(request.nodeid, request.name()))
+        except FileNotFoundError:
+            return self._answers.absent
 
-    def chmod(self, path: bytes | None, mode: int, info: int | None = None) -> None:
-        """chmod(2), fchmod(2)."""
-        fh = self._serve(path, info)
-        self._vfs.chmod(path, mode, fh, self._serving.caller())
+    def forget(self, request: Request) -> None:
+        """The kernel has let go of a node: it has sent all its requests."""
+        self._nodes.forget(request.nodeid)
 
-    def chown(self, path: bytes | None, uid: int, gid: int, info: int | None = None) -> None:
-        """chown(2), fchown(2)."""
-        fh = self._serve(path, info)
-        self._vfs.chown(
-            path,
-            -1 if uid == _NO_ID else uid,
-            -1 if gid == _NO_ID else gid,
-            fh,
-            self._serving.caller(),
+    def batch_forget(self, request: Request) -> None:
+        """Of many."""
+        (count,) = FORGET_COUNT.unpack_from(request.view, HEADER_BYTES)
+        place = HEADER_BYTES + FORGET_COUNT.size
+        for _ in range(count):
+            self._nodes.forget(FORGET_ONE.unpack_from(request.view, place)[0])
+            place += FORGET_ONE.size
+
+    def getattr(self, request: Request) -> bytes:
+        """stat(2), fstat(2)."""
+        return self._answers.attributes(self._nodes.getattr(request.nodeid))
+
+    def setattr(self, request: Request) -> bytes:
+        """chmod(2), chown(2), truncate(2), utimensat(2), and times that the kernel has kept."""
+        (
+            bits, _, _, size, _, atime, mtime, ctime, atime_ns, mtime_ns, ctime_ns,
+            mode, _, uid, gid, _,
+        ) = SETATTR_IN.unpack_from(request.view, HEADER_BYTES)  # fmt: skip
+
+        def time_of(bit: int, seconds: int, ns: int, now_bit: int = 0) -> int | None:
+            if bits & now_bit:
+                return TIME_NOW
+            return signed(seconds) * _NS + ns if bits & bit else None
+
+        change = Change(
+            mode if bits & Valid.MODE else None,
+            uid if bits & Valid.UID else None,
+            gid if bits & Valid.GID else None,
+            size if bits & Valid.SIZE else None,
+            time_of(Valid.ATIME, atime, atime_ns, Valid.ATIME_NOW),
+            time_of(Valid.MTIME, mtime, mtime_ns, Valid.MTIME_NOW),
+            time_of(Valid.CTIME, ctime, ctime_ns),
+            bool(bits & Valid.KILL_SUIDGID),
         )
-
-    def truncate(self, path: bytes | None, size: int, info: int | None = None) -> None:
-        """truncate(2), ftruncate(2)."""
-        fh = self._serve(path, info)
-        self._vfs.truncate(path, size, fh, self._serving.caller())
-        if self._files.hidden and fh is not None:
-            self._hidden_changed(fh)
-
-    def utimens(self, path: bytes | None, times: int | None, info: int | None = None) -> None:
-        """utimensat(2) with UTIME_NOW and UTIME_OMIT."""
-        fh = self._serve(path, info)
-        if not times:
-            self._vfs.utimens(path, TIME_NOW, TIME_NOW, fh)
-            return
-        pair = _TimePair.from_address(times)
-        atime = time_of(pair[0], pair[1], TIME_NOW)
-        mtime = time_of(pair[2], pair[3], TIME_NOW)
-        self._vfs.utimens(path, atime, mtime, fh)
+        return self._answers.attributes(self._nodes.setattr(request.nodeid, change))
 
     # Names
 
-    def readlink(self, path: bytes, buffer: int, size: int) -> None:
-        """readlink(2): NUL-terminated, cut if the buffer is short."""
-        target = self._vfs.readlink(path)[: size - 1] + b"\0"
-        ctypes.memmove(buffer, target, len(target))
+    def readlink(self, request: Request) -> bytes:
+        """readlink(2)."""
+        return self._nodes.readlink(request.nodeid)
 
-    def mknod(self, path: bytes, mode: int, rdev: int) -> None:
-        """mknod(2)."""
-        self._vfs.mknod(path, mode, rdev, self._serving.caller())
-
-    def mkdir(self, path: bytes, mode: int) -> None:
-        """mkdir(2)."""
-        self._vfs.mkdir(path, mode, self._serving.caller())
-
-    def unlink(self, path: bytes) -> None:
-        """unlink(2)."""
-        self._serve(path)
-        self._vfs.unlink(path)
-
-    def rmdir(self, path: bytes) -> None:
-        """rmdir(2)."""
-        self._vfs.rmdir(path)
-
-    def symlink(self, target: bytes, path: bytes) -> None:
+    def symlink(self, request: Request) -> bytes:
         """symlink(2)."""
-        self._vfs.symlink(target, path, self._serving.caller())
+        name, target = request.names()
+        mode = stat.S_IFLNK | 0o777
+        made = self._nodes.make(request.nodeid, name, mode, request.caller, target=target)
+        return self._answers.entry(made)
 
-    def link(self, source: bytes, path: bytes) -> None:
-        """link(2).  The source's cached link count is wrong after it like any other name's: the
-        kernel updates only the new name's, so no name is left out."""
-        self._serve(None)
-        self._vfs.link(source, path)
+    def mknod(self, request: Request) -> bytes:
+        """mknod(2)."""
+        mode, rdev, _, _ = MKNOD_IN.unpack_from(request.view, HEADER_BYTES)
+        name = request.name(MKNOD_IN.size)
+        if not stat.S_IFMT(mode):
+            mode |= stat.S_IFREG
+        return self._answers.entry(
+            self._nodes.make(request.nodeid, name, mode, request.caller, rdev=rdev)
+        )
 
-    def rename(self, old: bytes, new: bytes, flags: int = 0) -> None:
+    def mkdir(self, request: Request) -> bytes:
+        """mkdir(2)."""
+        mode, _ = MKDIR_IN.unpack_from(request.view, HEADER_BYTES)
+        name = request.name(MKDIR_IN.size)
+        mode = stat.S_IFDIR | stat.S_IMODE(mode)
+        return self._answers.entry(self._nodes.make(request.nodeid, name, mode, request.caller))
+
+    def unlink(self, request: Request) -> bytes:
+        """unlink(2)."""
+        self._nodes.unlink(request.nodeid, request.name())
+        return b""
+
+    def rmdir(self, request: Request) -> bytes:
+        """rmdir(2)."""
+        self._nodes.rmdir(request.nodeid, request.name())
+        return b""
+
+    def rename(self, request: Request) -> bytes:
+        """rename(2)."""
+        (folder,) = FH.unpack_from(request.view, HEADER_BYTES)
+        old, new = request.names(NUMBER_BYTES)
+        self._nodes.rename(request.nodeid, old, folder, new)
+        return b""
+
+    def rename2(self, request: Request) -> bytes:
         """renameat2(2): NOREPLACE and EXCHANGE, not WHITEOUT."""
+        folder, flags = RENAME2_IN.unpack_from(request.view, HEADER_BYTES)
+        old, new = request.names(RENAME2_IN.size)
         if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE):
             raise OSError(errno.EINVAL, "unsupported rename flags")
-        self._serve(old)
-        if _HIDDEN.search(new) and self._hide(old, new):
-            self._files.renamed(old, new, False)
-            return
-        self._vfs.rename(old, new, flags)
-        self._files.renamed(old, new, bool(flags & RENAME_EXCHANGE))
+        self._nodes.rename(request.nodeid, old, folder, new, flags)
+        return b""
 
-    def _hide(self, path: bytes, hidden: bytes) -> bool:
-        """libfuse removes no open file: it gives it a hidden name.  False if this rename is the
-        user's own, who alone can have sent that name in the request."""
-        request = self._serving.request
-        if request is None:
-            return False
-        asked = request.new_name
-        if asked is None and request.opcode != Request.UNLINK:
-            return False
-        if asked is not None and hidden.endswith(b"/" + asked):
-            return False
-        self._vfs.hide(path, hidden, keeps_name=asked is not None)
-        return True
+    def link(self, request: Request) -> bytes:
+        """link(2)."""
+        (source,) = FH.unpack_from(request.view, HEADER_BYTES)
+        return self._answers.entry(
+            self._nodes.link(source, request.nodeid, request.name(NUMBER_BYTES))
+        )
 
     # Extended attributes
 
-    def setxattr(self, path: bytes, name: bytes, value: int | None, size: int, flags: int) -> None:
+    def setxattr(self, request: Request) -> bytes:
         """setxattr(2)."""
-        self._serve(path)
-        content = ctypes.string_at(value, size) if value and size else b""
-        self._vfs.setxattr(path, name, content, flags)
+        size, flags = SETXATTR_IN.unpack_from(request.view, HEADER_BYTES)
+        name, _, rest = bytes(
+            request.view[HEADER_BYTES + SETXATTR_IN.size : request.length]
+        ).partition(b"\0")
+        self._nodes.setxattr(request.nodeid, name, rest[:size], flags)
+        return b""
 
-    def getxattr(self, path: bytes, name: bytes, buffer: int | None, size: int) -> int:
+    def getxattr(self, request: Request) -> bytes | None:
         """getxattr(2): with size 0 the length only, ERANGE if it does not fit."""
-        return self._give(self._vfs.getxattr(path, name), buffer, size)
+        view = request.view
+        # Names that no file can have: `ls -l` asks each for ACLs, a write for capabilities.
+        if view[_NAME_AT : _NAME_AT + len(_REFUSED)] == _REFUSED:
+            request.refuse(errno.EOPNOTSUPP)
+            return None
+        nodes = self._nodes
+        if not nodes.has_xattrs and view[_NAME_AT : _NAME_AT + len(_PRIVILEGED)] == _PRIVILEGED:
+            request.refuse(errno.ENODATA)
+            return None
+        (size,) = SIZE.unpack_from(view, HEADER_BYTES)
+        return _given(nodes.getxattr(request.nodeid, request.name(SIZE.size)), size)
 
-    def listxattr(self, path: bytes, buffer: int | None, size: int) -> int:
+    def listxattr(self, request: Request) -> bytes:
         """listxattr(2): NUL-terminated names, sizes as in getxattr."""
-        names = b"".join(name + b"\0" for name in self._vfs.listxattr(path))
-        return self._give(names, buffer, size)
+        (size,) = SIZE.unpack_from(request.view, HEADER_BYTES)
+        names = self._nodes.listxattr(request.nodeid)
+        return _given(b"".join(name + b"\0" for name in names), size)
 
-    @staticmethod
-    def _give(value: bytes, buffer: int | None, size: int) -> int:
-        if size:
-            if len(value) > size:
-                raise OSError(errno.ERANGE, "the buffer is too small")
-            if buffer and value:
-                ctypes.memmove(buffer, value, len(value))
-        return len(value)
-
-    def removexattr(self, path: bytes, name: bytes) -> None:
+    def removexattr(self, request: Request) -> bytes:
         """removexattr(2)."""
-        self._serve(path)
-        self._vfs.removexattr(path, name)
+        self._nodes.removexattr(request.nodeid, request.name())
+        return b""
 
     # The volume
 
-    def statfs(self, path: bytes | None, buffer: int) -> None:
+    def statfs(self, request: Request) -> bytes:
         """statvfs(3)."""
-        write_space(self._vfs.statfs(), self._statvfs.from_address(buffer))
+        return space(self._nodes.statfs())
 
-    def ioctl(
-        self,
-        path: bytes | None,
-        command: int,
-        _argument: int | None,
-        info: int | None,
-        _flags: int,
-        data: int | None,
-    ) -> int:
+    def ioctl(self, request: Request) -> bytes:
         """The inode flags of chattr(1); Python's open() asks for another one each time."""
-        command &= 0xFFFFFFFF
-        if command == FS_IOC_GETFLAGS and data:
-            flags = self._vfs.getflags(path, self._fh(info))
-            ctypes.c_uint32.from_address(data).value = flags
-            return 0
-        if command == FS_IOC_SETFLAGS and data:
-            fh = self._serve(path, info)
-            self._vfs.setflags(path, ctypes.c_uint32.from_address(data).value, fh)
-            return 0
-        if command == FS_IOC_FSGETXATTR and data:
-            # The kernel asks for a struct fsxattr before it sets flags.
-            flags = self._vfs.getflags(path, self._fh(info))
-            ctypes.memset(data, 0, _FSXATTR_BYTES)
-            ctypes.c_uint32.from_address(data).value = flags >> 1  # FS_XFLAG_* of both
-            return 0
-        return -errno.ENOTTY
+        _, _, command, _, _, room = IOCTL_IN.unpack_from(request.view, HEADER_BYTES)
+        nodes, nodeid = self._nodes, request.nodeid
+        done = IOCTL_OUT.pack(0, 0, 0, 0)
+        if command == FS_IOC_GETFLAGS:
+            return done + _FLAGS.pack(nodes.getflags(nodeid)).ljust(room, b"\0")[:room]
+        if command == FS_IOC_SETFLAGS:
+            (flags,) = _FLAGS.unpack_from(request.view, HEADER_BYTES + IOCTL_IN.size)
+            nodes.setflags(nodeid, flags)
+            return done
+        if command == FS_IOC_FSGETXATTR:
+            # The kernel asks for a struct fsxattr before it sets flags: FS_XFLAG_* of both.
+            flags = nodes.getflags(nodeid) >> 1
+            return done + _FLAGS.pack(flags).ljust(room, b"\0")[:room]
+        raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
+
+
+def _given(value: bytes, size: int) -> bytes:
+    if not size:
+        return SIZE.pack(len(value))
+    if len(value) > size:
+        raise OSError(errno.ERANGE, "the buffer is too small")
+    return value

@@ -10,6 +10,9 @@ from mpifs.core.errors import FormatError
 
 THREADS_DEFAULT = 8
 THREADS_MAX = 64
+CACHE_TIMEOUT_S = 60.0
+"""The kernel may keep names (also that there is none) and attributes: all changes come through it,
+or it is told (notifier.py)."""
 
 _PASSED_ON = frozenset(
     [
@@ -65,8 +68,8 @@ class MountOptions:
     writeback: bool = False
     fsname: str = "mpifs"
     subtype: str = "mpifs"
-    attr_timeout_s: float = 1.0
-    entry_timeout_s: float = 1.0
+    attr_timeout_s: float = CACHE_TIMEOUT_S
+    entry_timeout_s: float = CACHE_TIMEOUT_S
     library: int = 0
     threads: int = THREADS_DEFAULT
     flags: tuple[str, ...] = ()

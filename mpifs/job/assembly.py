@@ -41,7 +41,6 @@ class VfsOptions:
     dirty_bytes_max: int = DIRTY_BYTES_MAX
     cache_bytes_max: int = CACHE_BYTES_MAX
     noatime: bool = False
-    refuse_links: bool = False
 
 
 def build_vfs(
@@ -102,5 +101,4 @@ def build_vfs(
         writeback,
         committer,
         noatime=options.noatime,
-        refuse_links=options.refuse_links,
     )

@@ -321,7 +321,7 @@ class FileService:
             raise PosixError(errno.EISDIR)
         if not stat.S_ISREG(mode):
             raise PosixError(errno.EINVAL, "not a regular file")
-        handle = self._vfs.open(path, os.O_RDONLY, session.caller).fh
+        handle = self._vfs.open(path, os.O_RDONLY, session.caller)
         opened.files.add(handle)
         return Answer({"handle": handle})
 
@@ -332,7 +332,7 @@ class FileService:
         mode = stat.S_IMODE(_take_count(args, "mode"))
         path = self._place(args)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
-        handle = self._vfs.create(path, mode, flags, session.caller).fh
+        handle = self._vfs.create(path, mode, flags, session.caller)
         opened.files.add(handle)
         return Answer({"handle": handle})
 

@@ -190,13 +190,12 @@ class LiveChecks:
 
     def _on_amended(self, amendment: Amendment) -> None:
         """The kernel forgets what it has cached of the inodes and names that were changed."""
-        paths = set()
+        inodes, entries = set(), []
         for row in amendment.rows:
             if row.database in (records.INODES, records.DENTRIES) and len(row.key) >= 8:
-                path = self._index.path_of(int.from_bytes(row.key[:8], "big"))
+                ino = int.from_bytes(row.key[:8], "big")
+                inodes.add(ino)
                 if row.database == records.DENTRIES:
-                    path = os.path.join(path, row.key[8:])
-                if path.startswith(b"/"):
-                    paths.add(path)
-        if paths:
-            self._vfs.on_change(sorted(paths), [])
+                    entries.append((ino, bytes(row.key[8:])))
+        if inodes:
+            self._vfs.nodes.on_change(inodes, entries)

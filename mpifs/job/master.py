@@ -147,7 +147,7 @@ class Master:
         self._undo.callback(mender.close)
         mender.start(checks)
         if self.config.mountpoint:
-            mount = FuseMount(vfs, self.config.mountpoint, self.options.mount)
+            mount = FuseMount(vfs.nodes, self.config.mountpoint, self.options.mount)
             mount.start()
             self._mount = mount
             faultpoint.reach("mount.mounted")

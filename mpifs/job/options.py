@@ -60,7 +60,7 @@ def parse_options(words: Iterable[str], volume: str) -> JobOptions:
         else:
             mount_words.append(word)
     mount = MountOptions.parse(mount_words)
-    vfs = replace(vfs, noatime=mount.noatime, refuse_links=mount.writeback)
+    vfs = replace(vfs, noatime=mount.noatime)
     return JobOptions(replace(mount, fsname=volume), vfs, is_relaxed, restarts)
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import errno
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from mpifs.core.errors import PosixError
 from mpifs.core.types import Stat
 from mpifs.index.index import Index
 from mpifs.index.inode import Inode
-from mpifs.vfs.aliases import Name
 from mpifs.vfs.files import stat_of
 from mpifs.vfs.handles import DirectoryHandle, Handles
 
@@ -26,12 +25,9 @@ def _brief(ino: int, kind: int) -> Stat:
 class Directories:
     """Directory handles by number."""
 
-    def __init__(
-        self, index: Index, handles: Handles, seen: Callable[[Inode, Name | None], None]
-    ) -> None:
+    def __init__(self, index: Index, handles: Handles) -> None:
         self._index = index
         self._handles = handles
-        self._seen = seen
 
     def open(self, inode: Inode) -> int:
         """Raises ENOTDIR, ENFILE."""
@@ -66,7 +62,7 @@ class Directories:
                 if skip:
                     skip -= 1
                     continue
-                attributes = self._attributes(inode, name, ino, kind) if plus else _brief(ino, kind)
+                attributes = self._attributes(ino, kind) if plus else _brief(ino, kind)
                 if attributes is None:
                     continue
                 position += 1
@@ -79,7 +75,7 @@ class Directories:
         except OSError:
             return stat_of(inode)
 
-    def _attributes(self, folder: Inode, name: bytes, ino: int, kind: int) -> Stat | None:
+    def _attributes(self, ino: int, kind: int) -> Stat | None:
         """None if the entry has gone meanwhile."""
         try:
             inode = self._index.inode(ino)
@@ -87,5 +83,4 @@ class Directories:
             if error.errno in (errno.ESTALE, errno.ENOENT):
                 return None
             return _brief(ino, kind)
-        self._seen(inode, (folder.ino, name))
         return stat_of(inode)

@@ -1,7 +1,7 @@
-"""The Vfs: every call of a POSIX file system, by path or handle, over index and data.
+"""The Vfs: every call of a POSIX file system by path, over index and data.
 
-Paths are bytes, absolute inside the volume.  Every failure is an OSError with its errno.  Any
-thread may call anything.  Permissions are the kernel's business (`default_permissions`).
+Paths are bytes, absolute inside the volume; symbolic links in them are not followed.  Every failure
+is an OSError with its errno.  Any thread may call anything.  The kernel comes in by `nodes`.
 """
 
 from __future__ import annotations
@@ -9,33 +9,28 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from mpifs.core.errors import PosixError
-from mpifs.core.limits import INDEX_ROW_BYTES, PATH_BYTES_MAX
-from mpifs.core.types import TIME_NOW, Caller, SpaceUse, Stat
+from mpifs.core.limits import PATH_BYTES_MAX
+from mpifs.core.types import Caller, SpaceUse, Stat
 from mpifs.data.scatter import Scatter
 from mpifs.index.index import Index
 from mpifs.index.inode import Inode
 from mpifs.vfs import protection
 from mpifs.vfs.cache import Lent
+from mpifs.vfs.change import Change
 from mpifs.vfs.committer import Committer
-from mpifs.vfs.directories import Directories
-from mpifs.vfs.files import Files, Opened, stat_of
+from mpifs.vfs.files import Files
 from mpifs.vfs.handles import Handles
 from mpifs.vfs.names import Names
+from mpifs.vfs.nodes import Nodes
 from mpifs.vfs.reader import Reader
 from mpifs.vfs.writeback import WriteBack
-from mpifs.vfs.xattrs import Xattrs
 
 
 class Vfs:
-    """One mounted volume.
-
-    `on_change(paths, handles)` is set by the FUSE adapter: it drops the kernel's caches of these
-    names and open handles and returns when that is done (bounded).  Called with no lock held.
-    """
+    """One volume that is served."""
 
     def __init__(
         self,
@@ -46,295 +41,196 @@ class Vfs:
         committer: Committer,
         *,
         noatime: bool = False,
-        refuse_links: bool = False,
     ) -> None:
-        self.on_change: Callable[[list[bytes], list[int]], None] = lambda paths, handles: None
         self.index = index
         self.committer = committer
         self.writeback = writeback
         self._scatter = scatter
         self.reader = reader
         self._handles = Handles()
-        self._names = Names(
-            index,
-            self._handles,
-            committer,
-            self._drop_caches,
-            refuse_links=refuse_links,
+        self._names = Names(index, committer)
+        self._files = Files(index, self._handles, reader, writeback, committer, noatime=noatime)
+        self.nodes = Nodes(
+            index, self._handles, self._names, self._files, writeback, committer, self.layout_of
         )
-        self.files = Files(
-            index,
-            self._handles,
-            reader,
-            writeback,
-            committer,
-            self._names,
-            noatime=noatime,
-        )
-        self._directories = Directories(index, self._handles, self._names.seen)
-        self._xattrs = Xattrs(index, self.layout_of)
-        writeback.on_lost = lambda inode: self._names.changed(inode, None)
+        writeback.on_lost = lambda inode: self.nodes.on_change([inode.ino], [])
         committer.start(writeback)
-
-    def _touched(self, inode: Inode, path: bytes | None) -> None:
-        """Attributes of an inode have changed through a path."""
-        self.index.touch(inode)
-        self.committer.kick()
-        if inode.nlink > 1:
-            self._names.changed(inode, self._names.alias(path))
-
-    def _drop_caches(self, paths: list[bytes], handles: list[int]) -> None:
-        self.on_change(paths, handles)  # set after this object was made
 
     # Attributes
 
+    def _find(self, path: bytes | None, fh: int | None = None) -> Inode:
+        """The inode of a handle, else of a path."""
+        if fh is not None:
+            inode = self._handles.find(fh)
+            if inode is not None:
+                return inode
+        if path is None:
+            raise PosixError(errno.EBADF)
+        return self.index.resolve(path)
+
     def getattr(self, path: bytes | None, fh: int | None = None) -> Stat:
         """stat(2).  Raises ENOENT, ENOTDIR, ENAMETOOLONG."""
-        inode = self._names.find(path, fh)
-        if inode.nlink > 1 and path is not None and not stat.S_ISDIR(inode.mode):
-            self._names.seen(inode, self._names.alias(path))
-        return stat_of(inode)
+        return self.nodes.getattr(self._find(path, fh).ino)
 
-    def chmod(
-        self, path: bytes | None, mode: int, fh: int | None = None, caller: Caller | None = None
-    ) -> None:
+    def chmod(self, path: bytes | None, mode: int, fh: int | None = None) -> None:
         """chmod(2)."""
-        inode = self._names.find(path, fh)
-        protection.check_change(inode)
-        with self.index.lock:
-            inode.mode = stat.S_IFMT(inode.mode) | stat.S_IMODE(mode)
-            inode.ctime_ns = time.time_ns()
-        self._touched(inode, path)
+        self.nodes.setattr(self._find(path, fh).ino, Change(mode=mode))
 
-    def chown(
-        self,
-        path: bytes | None,
-        uid: int,
-        gid: int,
-        fh: int | None = None,
-        caller: Caller | None = None,
-    ) -> None:
-        """chown(2); -1 leaves an id.  Drops set-id bits of what is no folder, as Linux does."""
-        inode = self._names.find(path, fh)
-        protection.check_change(inode)
-        with self.index.lock:
-            if uid != -1:
-                inode.uid = uid
-            if gid != -1:
-                inode.gid = gid
-            if not stat.S_ISDIR(inode.mode) and not stat.S_ISLNK(inode.mode):
-                inode.mode = protection.without_set_id(inode.mode)
-            inode.ctime_ns = time.time_ns()
-        self._touched(inode, path)
+    def chown(self, path: bytes | None, uid: int, gid: int, fh: int | None = None) -> None:
+        """chown(2); -1 leaves an id."""
+        change = Change(uid=None if uid == -1 else uid, gid=None if gid == -1 else gid)
+        self.nodes.setattr(self._find(path, fh).ino, change)
 
     def utimens(
-        self,
-        path: bytes | None,
-        atime: int | None,
-        mtime: int | None,
-        fh: int | None = None,
+        self, path: bytes | None, atime: int | None, mtime: int | None, fh: int | None = None
     ) -> None:
         """utimensat(2): ns, TIME_NOW, or None to leave."""
-        inode = self._names.find(path, fh)
-        protection.check_change(inode)
-        now = time.time_ns()
-        with self.index.lock:
-            if atime is not None:
-                inode.atime_ns = now if atime == TIME_NOW else atime
-            if mtime is not None:
-                inode.mtime_ns = now if mtime == TIME_NOW else mtime
-            inode.ctime_ns = now
-        self._touched(inode, path)
+        self.nodes.setattr(self._find(path, fh).ino, Change(atime_ns=atime, mtime_ns=mtime))
 
     def truncate(
-        self,
-        path: bytes | None,
-        size: int,
-        fh: int | None = None,
-        caller: Caller | None = None,
+        self, path: bytes | None, size: int, fh: int | None = None, caller: Caller | None = None
     ) -> None:
         """truncate(2), ftruncate(2)."""
-        inode = self._names.find(path, fh)
-        protection.check_change(inode)
-        alias = self._names.alias(path) if inode.nlink > 1 else None
-        self.files.truncate(inode, size, alias, caller)
+        kills = caller is not None and caller.uid != 0
+        self.nodes.setattr(self._find(path, fh).ino, Change(size=size, kills=kills))
 
     # Names
 
     def mknod(self, path: bytes, mode: int, rdev: int, caller: Caller) -> None:
         """mknod(2)."""
-        self._names.mknod(path, mode, rdev, caller)
+        parent, name = self.index.resolve_parent(path)
+        if not stat.S_IFMT(mode):
+            mode |= stat.S_IFREG
+        self._names.make(parent, name, mode, caller, rdev=rdev)
 
     def mkdir(self, path: bytes, mode: int, caller: Caller) -> None:
         """mkdir(2)."""
-        self._names.mkdir(path, mode, caller)
+        parent, name = self.index.resolve_parent(path)
+        self._names.make(parent, name, stat.S_IFDIR | stat.S_IMODE(mode), caller)
 
     def symlink(self, target: bytes, path: bytes, caller: Caller) -> None:
         """symlink(2)."""
-        self._names.symlink(target, path, caller)
+        parent, name = self.index.resolve_parent(path)
+        self._names.make(parent, name, stat.S_IFLNK | 0o777, caller, target=target)
 
     def readlink(self, path: bytes) -> bytes:
         """readlink(2)."""
-        return self._names.readlink(path)
+        return self.nodes.readlink(self._find(path).ino)
 
     def link(self, source: bytes, path: bytes) -> None:
         """link(2)."""
-        self._names.link(source, path)
+        inode = self._find(source)
+        parent, name = self.index.resolve_parent(path)
+        self._names.link(inode, parent, name)
 
     def unlink(self, path: bytes) -> None:
-        """unlink(2); also libfuse's farewell to a removed open file."""
-        self._names.unlink(path)
+        """unlink(2)."""
+        self.committer.removed(self._names.unlink(*self.index.resolve_parent(path)))
 
     def rmdir(self, path: bytes) -> None:
         """rmdir(2)."""
-        self._names.rmdir(path)
+        self._names.rmdir(*self.index.resolve_parent(path))
 
     def rename(self, old: bytes, new: bytes, flags: int = 0) -> None:
         """renameat2(2) with NOREPLACE and EXCHANGE."""
-        self._names.rename(old, new, flags)
-
-    def hide(self, path: bytes, hidden: bytes, keeps_name: bool) -> None:
-        """From now on the FUSE library calls an open file `hidden`; see Names.hide."""
-        self._names.hide(path, hidden, keeps_name)
+        source, target = self.index.resolve_parent(old), self.index.resolve_parent(new)
+        replaced = self._names.rename(*source, *target, flags)
+        if replaced is not None:
+            self.committer.removed(replaced)
 
     # Files
 
-    def create(self, path: bytes, mode: int, flags: int, caller: Caller) -> Opened:
-        """open(2) with O_CREAT of a name that is not there."""
-        inode, alias = self._names.make(path, stat.S_IFREG | stat.S_IMODE(mode), caller)
-        return self.files.open(inode, flags, alias, caller, is_new=True)
+    def create(self, path: bytes, mode: int, flags: int, caller: Caller) -> int:
+        """open(2) with O_CREAT of a name that is not there; the handle."""
+        parent, name = self.index.resolve_parent(path)
+        inode = self._names.make(parent, name, stat.S_IFREG | stat.S_IMODE(mode), caller)
+        return self._files.open(inode, flags, is_new=True)
 
-    def open(self, path: bytes, flags: int, caller: Caller | None = None) -> Opened:
-        """open(2) of what is there; truncates when O_TRUNC is among the flags."""
+    def open(self, path: bytes, flags: int, caller: Caller | None = None) -> int:
+        """open(2) of what is there; truncates when O_TRUNC is among the flags; the handle."""
         if len(path) > PATH_BYTES_MAX * 2:
             raise PosixError(errno.ENAMETOOLONG)
-        inode = self._names.find(path)
+        inode = self._find(path)
         protection.check_open(inode, flags)
-        alias = self._names.alias(path) or (inode.parent, inode.name)
-        self._names.seen(inode, alias)
-        return self.files.open(inode, flags, alias, caller)
+        return self._files.open(inode, flags, kills=caller is not None and caller.uid != 0)
 
     def read(self, fh: int, into: memoryview, offset: int) -> int:
         """pread(2) into a buffer; returns the bytes read."""
-        return self.files.read(self._handles.file(fh), into, offset)
+        return self.nodes.read(fh, into, offset)
 
     def lend(self, fh: int, size: int, offset: int) -> Lent | None:
         """pread(2) without a copy, if the bytes lie together in memory; None: `read` them."""
-        return self.files.lend(self._handles.file(fh), size, offset)
+        return self.nodes.lend(fh, size, offset)
 
     def write(self, fh: int, data: memoryview, offset: int, caller: Caller | None = None) -> int:
         """pwrite(2); returns the bytes taken."""
-        return self.files.write(self._handles.file(fh), data, offset, caller)
+        return self.nodes.write(fh, data, offset, caller is not None and caller.uid != 0)
 
     def flush(self, fh: int) -> None:
         """close(2) of one descriptor."""
-        self.files.flush(self._handles.file(fh))
+        self.nodes.flush(fh)
 
     def release(self, fh: int) -> None:
         """The last close of a handle."""
-        self.files.release(fh)
+        self.nodes.release(fh)
 
     def fsync(self, fh: int, datasync: bool = False) -> None:
         """fsync(2): returns when data and index are durable."""
-        self.files.fsync(self._handles.file(fh).inode)
+        self.nodes.fsync(fh, datasync)
 
-    def fallocate(
-        self, fh: int, mode: int, offset: int, length: int, caller: Caller | None = None
-    ) -> None:
+    def fallocate(self, fh: int, mode: int, offset: int, length: int) -> None:
         """fallocate(2)."""
-        self.files.allocate(self._handles.file(fh), mode, offset, length, caller)
+        self.nodes.fallocate(fh, mode, offset, length)
 
     def lseek(self, fh: int, offset: int, whence: int) -> int:
         """lseek(2) with SEEK_DATA or SEEK_HOLE."""
-        return self.files.seek(self._handles.file(fh), offset, whence)
+        return self.nodes.lseek(fh, offset, whence)
 
     def copy_file_range(
-        self,
-        fh_in: int,
-        offset_in: int,
-        fh_out: int,
-        offset_out: int,
-        length: int,
-        caller: Caller | None = None,
+        self, fh_in: int, offset_in: int, fh_out: int, offset_out: int, length: int
     ) -> int:
         """copy_file_range(2); returns the bytes copied."""
-        source, target = self._handles.file(fh_in), self._handles.file(fh_out)
-        return self.files.copy_range(source, offset_in, target, offset_out, length, caller)
+        return self.nodes.copy_file_range(fh_in, offset_in, fh_out, offset_out, length)
 
     # Directories
 
     def opendir(self, path: bytes) -> int:
         """opendir(3).  Raises ENOTDIR."""
-        return self._directories.open(self._names.find(path))
+        return self.nodes.opendir(self._find(path).ino)
 
     def readdir(
         self, fh: int, offset: int = 0, plus: bool = True
     ) -> Iterator[tuple[bytes, Stat, int]]:
-        """Entries from `offset` on with the offset behind each; `plus` asks for all attributes,
-        without it only ino and the type in mode are set."""
-        return self._directories.read(fh, offset, plus)
+        """See Nodes.readdir."""
+        return self.nodes.readdir(fh, offset, plus)
 
     def releasedir(self, fh: int) -> None:
         """closedir(3)."""
-        self._directories.release(fh)
-
-    def fsyncdir(self, fh: int, datasync: bool = False) -> None:
-        """fsync(2) of a directory."""
-        self.committer.commit()
+        self.nodes.releasedir(fh)
 
     # Extended attributes
 
-    @property
-    def has_xattrs(self) -> bool:
-        """Whether any file may have attributes other than mpifs's own."""
-        return self.index.has_xattrs
-
     def setxattr(self, path: bytes, name: bytes, value: bytes, flags: int = 0) -> None:
         """setxattr(2)."""
-        inode = self._names.find(path)
-        protection.check_change(inode)
-        self.committer.claim_room(INDEX_ROW_BYTES + len(value))
-        with self.index.lock:
-            self._xattrs.set(inode, name, value, flags, time.time_ns())
-        self._touched(inode, path)
+        self.nodes.setxattr(self._find(path).ino, name, value, flags)
 
     def getxattr(self, path: bytes, name: bytes) -> bytes:
         """getxattr(2)."""
-        return self._xattrs.get(self._names.find(path), name)
+        return self.nodes.getxattr(self._find(path).ino, name)
 
     def listxattr(self, path: bytes) -> list[bytes]:
         """listxattr(2)."""
-        return self._xattrs.names(self._names.find(path))
+        return self.nodes.listxattr(self._find(path).ino)
 
     def removexattr(self, path: bytes, name: bytes) -> None:
         """removexattr(2)."""
-        inode = self._names.find(path)
-        protection.check_change(inode)
-        with self.index.lock:
-            self._xattrs.remove(inode, name, time.time_ns())
-        self._touched(inode, path)
-
-    def getflags(self, path: bytes | None, fh: int | None = None) -> int:
-        """FS_IOC_GETFLAGS: immutable and append-only."""
-        return protection.flags_of(self._names.find(path, fh))
-
-    def setflags(self, path: bytes | None, flags: int, fh: int | None = None) -> None:
-        """FS_IOC_SETFLAGS.  Raises EOPNOTSUPP for flags that mpifs does not have."""
-        inode = self._names.find(path, fh)
-        with self.index.lock:
-            protection.set_flags(inode, flags)
-            inode.ctime_ns = time.time_ns()
-        self._touched(inode, path)
+        self.nodes.removexattr(self._find(path).ino, name)
 
     # The volume
 
     def statfs(self) -> SpaceUse:
-        """statvfs(3) figures: what is free on the stores, divided by the replicas."""
-        free = 0 if self.committer.is_full else self.writeback.free_bytes()
-        counters = self.index.counters()
-        return SpaceUse(
-            free + counters.payload_bytes, free, counters.files, max(free // 4096, 1 if free else 0)
-        )
+        """statvfs(3)."""
+        return self.nodes.statfs()
 
     def sync(self) -> None:
         """sync(2): everything durable."""
@@ -348,10 +244,10 @@ class Vfs:
 
     def layout(self, path: bytes) -> dict[str, object]:
         """Where the chunks of a file lie, as `mpifs layout --json` shows it; flushes the file."""
-        inode = self._names.find(path)
+        inode = self._find(path)
         if not stat.S_ISREG(inode.mode):
             raise PosixError(errno.EINVAL, "only regular files have a layout")
-        self.files.fsync(inode)
+        self._files.fsync(inode)
         return {"path": os.fsdecode(path), **self.layout_of(inode)}
 
     def layout_of(self, inode: Inode) -> dict[str, object]:
@@ -380,11 +276,9 @@ class Vfs:
         """Flushes and commits everything and ends the threads.  Raises what could not be saved."""
         for number in self._handles.files():
             self.release(number)
+        self.nodes.close()
         try:
             self.committer.close()
         finally:
             self.reader.close()
             self._scatter.close()
-
-
-__all__ = ["Opened", "Vfs"]

@@ -6,20 +6,17 @@ import errno
 import os
 import stat
 import time
-from typing import NamedTuple
 
 from mpifs.core.errors import PosixError
 from mpifs.core.limits import FILE_BYTES_MAX, INDEX_REF_BYTES
-from mpifs.core.types import Caller, Stat
+from mpifs.core.types import Stat
 from mpifs.index.index import Index
 from mpifs.index.inode import Inode
-from mpifs.vfs.aliases import Name
 from mpifs.vfs.cache import Lent
 from mpifs.vfs.committer import Committer
 from mpifs.vfs.file_data import FileData
 from mpifs.vfs.handles import FileHandle, Handles
-from mpifs.vfs.names import Names
-from mpifs.vfs.protection import SET_ID, check_change, drop_set_id
+from mpifs.vfs.protection import SET_ID, check_change, without_set_id
 from mpifs.vfs.reader import Reader
 from mpifs.vfs.writeback import WriteBack
 
@@ -29,21 +26,14 @@ _PUNCH_HOLE = 2
 _ZERO_RANGE = 16
 
 
-class Opened(NamedTuple):
-    """What the FUSE adapter needs of a newly opened file."""
-
-    fh: int
-    direct_io: bool
-    keep_cache: bool
-
-
 def stat_of(inode: Inode) -> Stat:
     """Attributes as the user sees them now."""
     data = inode.data
     stored = inode.bytes_stored
     if isinstance(data, FileData) and data.has_unwritten:
-        stored += sum(b.length for b in list(data.dirty.values()))
-        stored += sum(b.length for b in list(data.in_flight))
+        unwritten = sum(b.length for b in [*data.dirty.values(), *data.in_flight])
+        # Most often what is unwritten takes the place of something, or goes to the end.
+        stored = min(stored + unwritten, max(stored, inode.size))
     return Stat(
         inode.ino,
         inode.mode,
@@ -61,8 +51,10 @@ def stat_of(inode: Inode) -> Stat:
 
 
 class Files:
-    """Data operations by inode or handle.  After each change, with no lock held, `names` has the
-    kernel's caches of the file's other names dropped."""
+    """Data operations by inode or handle.  Any thread.
+
+    `kills`: the change of the content takes set-id bits off (see vfs/protection.py).
+    """
 
     def __init__(
         self,
@@ -71,7 +63,6 @@ class Files:
         reader: Reader,
         writeback: WriteBack,
         committer: Committer,
-        names: Names,
         *,
         noatime: bool,
     ) -> None:
@@ -80,30 +71,29 @@ class Files:
         self._reader = reader
         self._writeback = writeback
         self._committer = committer
-        self._names = names
         self._noatime = noatime
 
     def open(
         self,
         inode: Inode,
         flags: int,
-        alias: Name,
-        caller: Caller | None = None,
         *,
         is_new: bool = False,
-    ) -> Opened:
-        """Opens a regular file (or a node that the kernel lets through).
+        is_kept: bool = False,
+        kills: bool = False,
+    ) -> int:
+        """Opens a regular file (or a node that the kernel lets through); the handle's number.
 
-        Raises EISDIR; ENOENT if it was removed while this call was on its way: its data may be
-        dropped by then (Committer.removed looks at the handles under the same lock).
+        Raises EISDIR, ENFILE; ENOENT if it was removed while this call was on its way: its data may
+        be dropped by then (Committer.removed looks at the handles under the same lock), unless the
+        caller keeps the file (`is_kept`).
         """
         if stat.S_ISDIR(inode.mode):
             raise PosixError(errno.EISDIR)
-        handle = FileHandle(inode, flags, alias)
-        number = self._handles.add(handle)
+        number = self._handles.add(FileHandle(inode, flags))
         self._index.pin(inode)
         with self._writeback.locked(inode) as data:
-            is_gone = not inode.nlink and not data.handles
+            is_gone = inode.reaped or not (inode.nlink or data.handles or is_kept)
             if not is_gone:
                 data.handles.add(number)
         if is_gone:
@@ -111,9 +101,8 @@ class Files:
             self._index.unpin(inode)
             raise PosixError(errno.ENOENT)
         if flags & os.O_TRUNC and not is_new:
-            self.truncate(inode, 0, alias, caller)
-        is_shared = self._names.is_shared(inode)
-        return Opened(number, is_shared and bool(flags & os.O_APPEND), not is_shared)
+            self.truncate(inode, 0, kills=kills)
+        return number
 
     def read(self, handle: FileHandle, into: memoryview, offset: int) -> int:
         """Returns the bytes read."""
@@ -139,7 +128,7 @@ class Files:
             self._committer.kick()
 
     def write(
-        self, handle: FileHandle, source: memoryview, offset: int, caller: Caller | None = None
+        self, handle: FileHandle, source: memoryview, offset: int, kills: bool = False
     ) -> int:
         """Returns the bytes taken.  Raises EBADF, EFBIG, ENOSPC, or the file's pending error."""
         if not handle.can_write:
@@ -148,9 +137,6 @@ class Files:
         if offset + size > FILE_BYTES_MAX:
             raise PosixError(errno.EFBIG)
         inode = handle.inode
-        if inode.nlink > 1:
-            # Dirty pages of a mapping through another name come in before this write, not over it.
-            self._names.changed(inode, handle.alias)
         data = inode.data
         assert isinstance(data, FileData)
         if data.error is not None:
@@ -163,20 +149,14 @@ class Files:
         self._committer.claim_room(refs * INDEX_REF_BYTES, is_growth=takes_refs)
         self._writeback.admit(size, is_growth=is_growth)
         with data.lock:
-            if handle.flags & os.O_APPEND and inode.nlink > 1:
-                offset = inode.size  # the kernel knows each name's size apart, this one's late
             self._writeback.write(data, source, offset)
-            if inode.mode & SET_ID:
-                drop_set_id(inode, caller)
+            if kills and inode.mode & SET_ID:
+                inode.mode = without_set_id(inode.mode)
             inode.mtime_ns = inode.ctime_ns = time.time_ns()
             self._index.touch(inode)
-        if inode.nlink > 1:
-            self._names.changed(inode, handle.alias)
         return size
 
-    def truncate(
-        self, inode: Inode, size: int, alias: Name | None, caller: Caller | None = None
-    ) -> None:
+    def truncate(self, inode: Inode, size: int, *, kills: bool = False) -> None:
         """Raises EINVAL, EISDIR, EFBIG."""
         if stat.S_ISDIR(inode.mode):
             raise PosixError(errno.EISDIR)
@@ -186,11 +166,11 @@ class Files:
             raise PosixError(errno.EFBIG)
         with self._writeback.locked(inode) as data:
             self._writeback.truncate(data, size)
-            drop_set_id(inode, caller)
+            if kills:
+                inode.mode = without_set_id(inode.mode)
             inode.mtime_ns = inode.ctime_ns = time.time_ns()
             self._index.touch(inode)
         self._committer.kick()
-        self._names.changed(inode, alias)
 
     def allocate(
         self,
@@ -198,7 +178,7 @@ class Files:
         mode: int,
         offset: int,
         length: int,
-        caller: Caller | None = None,
+        kills: bool = False,
     ) -> None:
         """fallocate(2): modes 0, KEEP_SIZE, PUNCH_HOLE and ZERO_RANGE; others EOPNOTSUPP."""
         if not handle.can_write:
@@ -223,11 +203,11 @@ class Files:
                 self._writeback.zero(data, offset, min(end, inode.size))
             if not mode & _KEEP_SIZE and end > inode.size:
                 self._writeback.truncate(data, end)
-            drop_set_id(inode, caller)
+            if kills:
+                inode.mode = without_set_id(inode.mode)
             inode.mtime_ns = inode.ctime_ns = time.time_ns()
             self._index.touch(inode)
         self._committer.kick()
-        self._names.changed(inode, handle.alias)
 
     def seek(self, handle: FileHandle, offset: int, whence: int) -> int:
         """SEEK_DATA and SEEK_HOLE, chunk-wise; past the end ENXIO."""
@@ -270,7 +250,7 @@ class Files:
         target: FileHandle,
         to: int,
         length: int,
-        caller: Caller | None = None,
+        kills: bool = False,
     ) -> int:
         """copy_file_range(2) by way of memory, at most one chunk a call."""
         length = min(length, source.inode.size - offset, source.inode.chunk_size)
@@ -280,7 +260,7 @@ class Files:
             raise PosixError(errno.EINVAL)
         buffer = memoryview(bytearray(length))
         count = self.read(source, buffer, offset)
-        return self.write(target, buffer[:count], to, caller) if count else 0
+        return self.write(target, buffer[:count], to, kills) if count else 0
 
     def flush(self, handle: FileHandle) -> None:
         """close(2): the data is on its way within the commit interval; remembered errors now."""

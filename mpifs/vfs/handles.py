@@ -12,15 +12,14 @@ from mpifs.index.inode import Inode
 
 
 class FileHandle:
-    """An open file.  `alias` is the (parent, name) it was opened by; the read_* fields are the
-    readahead's memory and may be torn by parallel readers without harm."""
+    """An open file.  The read_* fields are the readahead's memory and may be torn by parallel
+    readers without harm."""
 
-    __slots__ = ("ahead", "alias", "flags", "inode", "read_end", "read_streak")
+    __slots__ = ("ahead", "flags", "inode", "read_end", "read_streak")
 
-    def __init__(self, inode: Inode, flags: int, alias: tuple[int, bytes]) -> None:
+    def __init__(self, inode: Inode, flags: int) -> None:
         self.inode = inode
         self.flags = flags
-        self.alias = alias
         self.read_end = 0
         self.read_streak = 1
         self.ahead = 0

@@ -15,7 +15,6 @@ import stat
 
 from mpifs.core.errors import PosixError
 from mpifs.core.records import FLAG_APPEND, FLAG_IMMUTABLE
-from mpifs.core.types import Caller
 from mpifs.index.inode import Inode
 
 FS_IMMUTABLE = 0x10
@@ -30,9 +29,9 @@ def check_change(inode: Inode) -> None:
         raise PosixError(errno.EPERM)
 
 
-def check_new_entry(parent: Inode) -> None:
-    """Before a name is made in a directory."""
-    if parent.flags & FLAG_IMMUTABLE:
+def check_addition(inode: Inode) -> None:
+    """Before a name is made in a directory, or something was appended to a file."""
+    if inode.flags & FLAG_IMMUTABLE:
         raise PosixError(errno.EPERM)
 
 
@@ -67,9 +66,3 @@ def without_set_id(mode: int) -> int:
     """`mode` as a change of the content or owner leaves it: set-gid without group execute is not
     a privilege (inode(7))."""
     return mode & ~(stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0))
-
-
-def drop_set_id(inode: Inode, caller: Caller | None) -> None:
-    """The content of a file is changed.  Requires: the lock of the index or the file is held."""
-    if inode.mode & SET_ID and caller is not None and caller.uid:
-        inode.mode = without_set_id(inode.mode)

@@ -77,7 +77,7 @@ class SmallAhead:
 
     def note(self, handle: FileHandle) -> None:
         """A file of at most SMALL_FILE_BYTES_MAX is read, and the kernel had nothing of it."""
-        parent, name = handle.alias
+        parent, name = handle.inode.parent, handle.inode.name
         trail = self._trails.get(parent)
         if trail is None:
             if len(self._trails) >= SMALL_AHEAD_FOLDERS:

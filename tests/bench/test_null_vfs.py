@@ -7,8 +7,8 @@ import os
 import stat
 
 import pytest
-
 from mpifs.bench.null_vfs import NullVfs
+
 from mpifs.core.types import Caller
 
 ME = Caller(1, 2, 3)
@@ -17,7 +17,7 @@ ME = Caller(1, 2, 3)
 def test_names_sizes_and_listings():
     vfs = NullVfs()
     vfs.mkdir(b"/d", 0o755, ME)
-    fh = vfs.create(b"/d/f", 0o600, os.O_WRONLY, ME).fh
+    fh = vfs.create(b"/d/f", 0o600, os.O_WRONLY, ME)
     assert vfs.write(fh, memoryview(b"abc"), 10, ME) == 3
     assert vfs.getattr(b"/d/f").size == 13
     into = memoryview(bytearray(b"\0" * 20))

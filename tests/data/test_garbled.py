@@ -44,7 +44,7 @@ def flip(monkeypatch: pytest.MonkeyPatch, name: str, every: bool = False) -> Non
 
 
 def write(vfs: Vfs, path: bytes) -> None:
-    fh = vfs.create(path, 0o644, os.O_RDWR, ME).fh
+    fh = vfs.create(path, 0o644, os.O_RDWR, ME)
     vfs.write(fh, memoryview(DATA), 0)
     vfs.fsync(fh)
     vfs.flush(fh)
@@ -52,11 +52,11 @@ def write(vfs: Vfs, path: bytes) -> None:
 
 
 def read(vfs: Vfs, path: bytes) -> bytes:
-    opened = vfs.open(path, os.O_RDONLY)
+    fh = vfs.open(path, os.O_RDONLY)
     vfs.reader.cache.forget(vfs.getattr(path).ino)
     into = bytearray(len(DATA))
-    count = vfs.read(opened.fh, memoryview(into), 0)
-    vfs.release(opened.fh)
+    count = vfs.read(fh, memoryview(into), 0)
+    vfs.release(fh)
     return bytes(into[:count])
 
 

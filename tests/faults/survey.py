@@ -133,7 +133,7 @@ class InProcess:
 
     @contextlib.contextmanager
     def reader(self, path: bytes) -> Iterator[Callable[[int], bytes]]:
-        handle = self._vfs.open(b"/" + path, os.O_RDONLY, CALLER).fh
+        handle = self._vfs.open(b"/" + path, os.O_RDONLY, CALLER)
         buffer = memoryview(bytearray(PIECE))
         try:
             yield lambda offset: bytes(buffer[: self._vfs.read(handle, buffer, offset)])

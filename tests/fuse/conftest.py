@@ -82,9 +82,10 @@ class Mounted:
                     pipe.close()
 
 
-@pytest.fixture(params=[3, 2], ids=["libfuse3", "libfuse2"])
-def major(request: pytest.FixtureRequest) -> int:
-    return int(request.param)
+@pytest.fixture
+def major() -> int:
+    """Which libfuse mounts; a test that wants both has it as a parameter."""
+    return 3
 
 
 @pytest.fixture
@@ -114,16 +115,14 @@ def mounted(mount_with: Callable[[str], Mounted]) -> Mounted:
     return mount_with("")
 
 
-@pytest.fixture(scope="module", params=[3, 2], ids=["libfuse3", "libfuse2"])
-def shared(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Mounted]:
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounted]:
     """One mount for many small tests."""
     if not REQUIRED:
         pytest.skip("needs /dev/fuse and root")
     base = tmp_path_factory.mktemp("shared")
     (base / "mnt").mkdir()
-    mounted = Mounted(base / "mnt", "", int(request.param), base / "log")
+    mounted = Mounted(base / "mnt", "", 3, base / "log")
     try:
         mounted.wait_ready()
         yield mounted

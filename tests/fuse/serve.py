@@ -1,8 +1,8 @@
-"""Mounts a MemoryVfs for a test: `serve.py MOUNTPOINT OPTIONS`.
+"""Mounts a volume whose ranks are threads: `serve.py MOUNTPOINT OPTIONS`.
 
 Prints `ready {describe}` when it serves.  Lines on stdin are commands, each answered with one line:
-`calls` (counters of the Vfs, then reset), `cwd`, `put PATH TEXT` (a change that does not come through
-the kernel), `unmount GRACE`.  Ends when the mount has ended.
+`calls` (counters of the calls of Nodes, then reset), `cwd`, `put NAME TEXT` (a change that does not
+come through the kernel), `make NAME TEXT`, `unmount GRACE`.  Ends when the mount has ended.
 """
 
 from __future__ import annotations
@@ -11,44 +11,117 @@ import faulthandler
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any, cast
 
+from mpifs.core.types import Caller
 from mpifs.fuse.mount import FuseMount
 from mpifs.fuse.options import MountOptions
-from tests.fuse.memory_vfs import MemoryVfs
+from mpifs.vfs.facade import Vfs
+from mpifs.vfs.nodes import Nodes
+from tests.vfs.loopback import LoopbackVolume
+
+TAKES = b"takes "
+"""A file whose content begins so takes so many seconds to fsync."""
+
+
+class Counted:
+    """Nodes that count their calls, and fail for some names."""
+
+    def __init__(self, vfs: Vfs) -> None:
+        self._vfs = vfs
+        self.calls: Counter[str] = Counter()
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._vfs.nodes, name)
+        if not callable(found):
+            return found
+
+        def counted(*args: Any, **named: Any) -> Any:
+            self.calls[name] += 1
+            return found(*args, **named)
+
+        return counted
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "on_change":
+            self._vfs.nodes.on_change = value
+        else:
+            object.__setattr__(self, name, value)
+
+    def lookup(self, parent: int, name: bytes) -> Any:
+        self.calls["lookup"] += 1
+        if name == b"boom":
+            raise RuntimeError("an unexpected failure")
+        if name == b"no-errno":
+            raise OSError("no number")
+        if name == b"far-errno":
+            raise OSError(5000, "a number that no kernel takes")
+        return self._vfs.nodes.lookup(parent, name)
+
+    def fsync(self, fh: int, datasync: bool = False) -> None:
+        self.calls["fsync"] += 1
+        into = bytearray(16)
+        self._vfs.read(fh, memoryview(into), 0)
+        if into.startswith(TAKES):
+            time.sleep(float(into[len(TAKES) :].rstrip(b"\0")))
+        self._vfs.fsync(fh, datasync)
 
 
 def main() -> None:
     faulthandler.register(signal.SIGUSR2, all_threads=True)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
-    vfs = MemoryVfs()
-    mount = FuseMount(vfs, sys.argv[1], MountOptions.parse(sys.argv[2]))
-    mount.start()
-    print("ready", json.dumps(mount.describe()), flush=True)
-    threading.Thread(target=listen, args=(vfs, mount), daemon=True).start()
-    while not mount.wait(1.0):
-        pass
-    print("ended", json.dumps({"open": len(vfs.handles), **mount.describe()}), flush=True)
-    os._exit(0)
+    options = MountOptions.parse(sys.argv[2])
+    folder = tempfile.mkdtemp()
+    volume = LoopbackVolume(Path(folder), workers=2)
+    vfs = volume.open()
+    nodes = Counted(vfs)
+    mount = FuseMount(cast(Nodes, nodes), sys.argv[1], options)
+    code = 0
+    try:
+        mount.start()
+        print("ready", json.dumps(mount.describe()), flush=True)
+        threading.Thread(target=listen, args=(vfs, nodes, mount), daemon=True).start()
+        while not mount.wait(1.0):
+            pass
+        open_files = len(vfs._handles)
+        print("ended", json.dumps({"open": open_files, **mount.describe()}), flush=True)
+    except OSError as error:
+        print(error, file=sys.stderr)
+        code = 1
+    finally:
+        volume.close()
+        shutil.rmtree(folder)
+    os._exit(code)
 
 
-def listen(vfs: MemoryVfs, mount: FuseMount) -> None:
+def listen(vfs: Vfs, nodes: Counted, mount: FuseMount) -> None:
     for line in sys.stdin:
         command, _, rest = line.strip().partition(" ")
         if command == "calls":
-            calls, vfs.calls = vfs.calls, {}
+            calls, nodes.calls = nodes.calls, Counter()
             answer = json.dumps(calls)
         elif command == "cwd":
             answer = os.getcwd()
-        elif command == "put":
-            path, _, text = rest.partition(" ")
-            with vfs.lock:
-                node = vfs.find(os.fsencode(path))
-                node.data[:] = text.encode()
-            vfs.changed(node, force=True)
-            answer = "done"
+        elif command in ("put", "make"):
+            name, _, text = rest.partition(" ")
+            path = b"/" + os.fsencode(name)
+            me = Caller(0, 0)
+            if command == "make":
+                fh = vfs.create(path, 0o644, os.O_WRONLY, me)
+            else:
+                fh = vfs.open(path, os.O_WRONLY | os.O_TRUNC)
+            vfs.write(fh, memoryview(text.encode()), 0)
+            vfs.release(fh)
+            vfs.nodes.on_change([vfs.getattr(path).ino, 1], [(1, os.fsencode(name))])
+            answer = "done" if mount.settle() else "late"
         elif command == "unmount":
             answer = json.dumps(mount.unmount(float(rest)))
         else:

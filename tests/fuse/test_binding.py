@@ -1,4 +1,4 @@
-"""Every hole of the bindings that PITFALLS section 1 lists, through a real mount of each."""
+"""Every hole of the bindings that PITFALLS section 1 lists, through a real mount."""
 
 from __future__ import annotations
 
@@ -87,18 +87,11 @@ def test_rename_flags(mounted: Mounted) -> None:
         syscalls.renameat2(str(one), str(two), syscalls.WHITEOUT)
     assert caught.value.errno == errno.EINVAL
     assert (one.read_text(), two.read_text()) == ("1", "2")
-    if mounted.major == 3:
-        syscalls.renameat2(str(one), str(two), syscalls.EXCHANGE)
-        assert (one.read_text(), two.read_text()) == ("2", "1")
-        syscalls.renameat2(str(one), str(free), syscalls.NOREPLACE)
-        assert free.read_text() == "2"
-        assert not one.exists()
-    else:  # The protocol of libfuse 2 has no flags: refused, nothing happens.
-        for flags in (syscalls.EXCHANGE, syscalls.NOREPLACE):
-            with pytest.raises(OSError) as caught:
-                syscalls.renameat2(str(one), str(free), flags)
-            assert caught.value.errno in (errno.EINVAL, errno.ENOENT)
-        assert (one.read_text(), two.read_text()) == ("1", "2")
+    syscalls.renameat2(str(one), str(two), syscalls.EXCHANGE)
+    assert (one.read_text(), two.read_text()) == ("2", "1")
+    syscalls.renameat2(str(one), str(free), syscalls.NOREPLACE)
+    assert free.read_text() == "2"
+    assert not one.exists()
 
 
 def test_open_truncates(mounted: Mounted) -> None:
@@ -111,7 +104,7 @@ def test_open_truncates(mounted: Mounted) -> None:
     os.close(fd)
     assert path.stat().st_size == 0
     counted = mounted.calls()
-    assert counted.get("open_truncates" if mounted.major == 3 else "truncate") == 1
+    assert (counted["open"], counted.get("setattr", 0)) == (1, 0)
 
 
 def test_ftruncate_has_the_handle(mounted: Mounted) -> None:
@@ -121,7 +114,7 @@ def test_ftruncate_has_the_handle(mounted: Mounted) -> None:
         file.flush()
         mounted.calls()
         file.truncate(3)
-        assert mounted.calls().get("ftruncate") == 1
+        assert mounted.calls().get("setattr") == 1
         assert os.fstat(file.fileno()).st_size == 3
     assert path.read_bytes() == b"abc"
 
@@ -167,19 +160,16 @@ def test_rename_over_open_file(mounted: Mounted) -> None:
 
 def test_seek_hole_and_data(mounted: Mounted) -> None:
     path = mounted.path / "f"
+    chunk = 64 * 1024
     with path.open("wb") as file:
-        file.write(b"a" * 4096)
-        file.seek(4096 * 4)
-        file.write(b"b" * 4096)
+        file.write(b"a" * chunk)
+        file.seek(chunk * 4)
+        file.write(b"b" * chunk)
     fd = os.open(path, os.O_RDONLY)
-    end = 4096 * 5
-    if mounted.major == 3:
-        assert os.lseek(fd, 0, os.SEEK_HOLE) == 4096
-        assert os.lseek(fd, 4096, os.SEEK_DATA) == 4096 * 4
-    else:  # The kernel answers: all is data.
-        assert os.lseek(fd, 0, os.SEEK_HOLE) == end
+    assert os.lseek(fd, 0, os.SEEK_HOLE) == chunk
+    assert os.lseek(fd, chunk, os.SEEK_DATA) == chunk * 4
     with pytest.raises(OSError) as caught:
-        os.lseek(fd, end, os.SEEK_DATA)
+        os.lseek(fd, chunk * 5, os.SEEK_DATA)
     assert caught.value.errno == errno.ENXIO
     os.close(fd)
 
@@ -192,8 +182,7 @@ def test_copy_file_range(mounted: Mounted) -> None:
         count = os.copy_file_range(one.fileno(), two.fileno(), 8192, 100, 0)
         assert count > 0
         assert os.pread(two.fileno(), count, 0) == (bytes(range(256)) * 64)[100 : 100 + count]
-    if mounted.major == 3:
-        assert mounted.calls().get("copy_file_range") == 1
+    assert mounted.calls().get("copy_file_range") == 1
 
 
 def test_fallocate(mounted: Mounted) -> None:
@@ -217,7 +206,7 @@ def test_working_directory_stays(mounted: Mounted) -> None:
 
 
 def test_a_bug_is_eio_and_the_mount_lives(mounted: Mounted) -> None:
-    for name in ("boom", "exit", "no-errno"):
+    for name in ("boom", "far-errno", "no-errno"):
         with pytest.raises(OSError) as caught:
             os.stat(mounted.path / name)
         assert caught.value.errno == errno.EIO
@@ -236,7 +225,7 @@ def test_inode_numbers_and_attributes(mounted: Mounted) -> None:
             found = os.stat(entry.path)
             assert entry.inode() == found.st_ino
             assert found.st_blocks == 2
-            assert found.st_blksize == 1 << 20
+            assert found.st_blksize == 64 * 1024
             assert entry.is_file()
 
 
@@ -261,9 +250,8 @@ def test_directory_of_many(mounted: Mounted) -> None:
         sizes = {entry.name: entry.stat().st_size for entry in entries}
     assert set(sizes) == names
     counted = mounted.calls()
-    if mounted.major == 3:
-        assert counted.get("readdir_plus", 0) > 0
-        assert counted.get("getattr", 0) < 500
+    assert counted["readdir"] > 0
+    assert counted.get("getattr", 0) + counted.get("lookup", 0) < 500
 
 
 def test_xattr_sizes(mounted: Mounted) -> None:
@@ -299,9 +287,8 @@ def test_xattr_sizes(mounted: Mounted) -> None:
 def test_statvfs_and_ioctl(mounted: Mounted) -> None:
     space = os.statvfs(mounted.path)
     assert (space.f_bsize, space.f_frsize, space.f_namemax) == (4096, 4096, 255)
-    assert space.f_blocks * space.f_frsize == 1 << 30
-    assert space.f_bavail * space.f_frsize == 1 << 29
-    assert (space.f_files, space.f_ffree) == (1010, 1000)
+    assert space.f_blocks >= space.f_bavail == space.f_bfree > 0
+    assert space.f_files >= space.f_ffree > 0
     path = mounted.path / "f"
     path.touch()
     with path.open("rb") as file:

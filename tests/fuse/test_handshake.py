@@ -1,4 +1,4 @@
-"""INIT: the flag that libfuse does not know."""
+"""INIT: what is agreed with kernels of all kinds."""
 
 from __future__ import annotations
 
@@ -6,32 +6,37 @@ import struct
 
 import pytest
 
-from mpifs.fuse.handshake import HANDLE_KILLPRIV_V2, agreed
+from mpifs.core.errors import PosixError
+from mpifs.fuse.handshake import agree
+from mpifs.fuse.protocol import INIT_OUT, Init
 
-_OTHER = 1 << 3
-
-
-def asked(flags: int) -> bytes:
-    header = struct.pack("=IIQQIIII", 40 + 16, 26, 2, 0, 0, 0, 0, 0)
-    return header + struct.pack("=IIII", 7, 44, 131072, flags)
+ALL = 2**32 - 1
 
 
-def answer(error: int = 0, major: int = 7) -> bytes:
-    body = struct.pack("=IIII", major, 36, 131072, _OTHER) + bytes(48)
-    return struct.pack("=IiQ", 16 + len(body), error, 2) + body
+def asked(major: int = 7, minor: int = 44, flags: int = ALL) -> memoryview:
+    return memoryview(struct.pack("=IIII", major, minor, 131072, flags) + bytes(48))
 
 
-def flags_of(whole: bytes) -> int:
-    return int(struct.unpack_from("=I", whole, 16 + 12)[0])
+def test_what_is_wanted_and_offered_is_taken() -> None:
+    agreement, answer = agree(asked(), writeback=False)
+    fields = INIT_OUT.unpack(answer)
+    assert fields[:3] == (7, 38, 131072)
+    assert fields[3] == agreement.flags
+    assert Init.HANDLE_KILLPRIV_V2 in agreement.flags
+    assert not agreement.is_writeback
+    assert fields[6] == agreement.write_bytes_max == 1 << 20
+    assert fields[8] == 256
+    assert agree(asked(), writeback=True)[0].is_writeback
 
 
-def test_the_flag_is_added_where_the_kernel_offers_it() -> None:
-    whole = agreed(asked(HANDLE_KILLPRIV_V2 | _OTHER), answer())
-    assert flags_of(whole) == HANDLE_KILLPRIV_V2 | _OTHER
-    assert len(whole) == len(answer())
-    assert flags_of(agreed(asked(_OTHER), answer())) == _OTHER
+def test_nothing_is_taken_that_is_not_offered() -> None:
+    agreement, answer = agree(asked(minor=23, flags=Init.ASYNC_READ | 1 << 9), writeback=True)
+    assert agreement.flags == Init.ASYNC_READ
+    assert agreement.minor == INIT_OUT.unpack(answer)[1] == 23
+    assert agreement.write_bytes_max == 128 * 1024
 
 
-@pytest.mark.parametrize("said", [answer(error=-71), answer(major=8), answer()[:16]])
-def test_an_answer_that_agrees_to_nothing_is_left_alone(said: bytes) -> None:
-    assert agreed(asked(HANDLE_KILLPRIV_V2), said) == said
+@pytest.mark.parametrize("said", [asked(major=8), asked(minor=22), asked()[:12]])
+def test_a_kernel_that_cannot_be_spoken_with(said: memoryview) -> None:
+    with pytest.raises(PosixError):
+        agree(said, writeback=False)

@@ -16,11 +16,12 @@ import pytest
 from tests.fuse.conftest import ROOT, Mounted
 
 
+@pytest.mark.parametrize("major", [3, 2])
 def test_describe_and_mount_table(mounted: Mounted) -> None:
     about = mounted.about
     assert about["binding"] == ("mfusepy" if mounted.major == 3 else "fusepy")
     assert about["libfuse"].startswith(f"{mounted.major}.")
-    assert about["max_write"] == (1 << 20 if mounted.major == 3 else 128 << 10)
+    assert about["max_write"] == 1 << 20
     lines = Path("/proc/mounts").read_text().splitlines()
     row = next(line.split() for line in lines if str(mounted.path) in line)
     assert row[0] == "mpifs"
@@ -34,12 +35,13 @@ def test_describe_and_mount_table(mounted: Mounted) -> None:
     assert Path(knob).read_text().strip() == "4096"
 
 
+@pytest.mark.parametrize("major", [3, 2])
 def test_largest_write_request(mounted: Mounted) -> None:
     mounted.calls()
     fd = os.open(mounted.path / "f", os.O_CREAT | os.O_WRONLY)
     os.write(fd, b"x" * (1 << 20))
     os.close(fd)
-    assert mounted.calls()["write"] == (1 if mounted.major == 3 else 8)
+    assert mounted.calls()["write"] == 1
 
 
 def test_mount_flags(mount_with: Callable[[str], Mounted]) -> None:
@@ -54,11 +56,8 @@ def test_mount_flags(mount_with: Callable[[str], Mounted]) -> None:
     assert caught.value.errno == errno.EROFS
 
 
-def test_writeback(mount_with: Callable[[str], Mounted], major: int) -> None:
-    if major == 2:
-        with pytest.raises(AssertionError, match="needs libfuse 3"):
-            mount_with("writeback")
-        return
+@pytest.mark.parametrize("major", [3, 2])
+def test_writeback(mount_with: Callable[[str], Mounted]) -> None:
     mounted = mount_with("writeback")
     path = mounted.path / "f"
     with path.open("wb", buffering=0) as file:
@@ -68,6 +67,7 @@ def test_writeback(mount_with: Callable[[str], Mounted], major: int) -> None:
     assert mounted.calls()["write"] < 20
 
 
+@pytest.mark.parametrize("major", [3, 2])
 def test_set_id_programs_and_permissions(mount_with: Callable[[str], Mounted]) -> None:
     mounted = mount_with("allow_other")
     mounted.path.chmod(0o777)
@@ -95,6 +95,7 @@ def test_set_id_programs_and_permissions(mount_with: Callable[[str], Mounted]) -
     assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (65534, 65534, 0o640)
 
 
+@pytest.mark.parametrize("major", [3, 2])
 def test_unmount_ends_everything(mounted: Mounted) -> None:
     (mounted.path / "f").write_text("x")
     assert mounted.ask("unmount 5") == "true" or mounted.process.wait(5) == 0
@@ -111,6 +112,7 @@ def test_unmount_waits_for_its_users(mounted: Mounted) -> None:
     assert time.monotonic() - began > 0.5
 
 
+@pytest.mark.parametrize("major", [3, 2])
 def test_unmount_cuts_off_who_never_leaves(mounted: Mounted) -> None:
     fd = os.open(mounted.path / "f", os.O_CREAT | os.O_RDWR)
     try:
@@ -126,6 +128,7 @@ def test_unmount_cuts_off_who_never_leaves(mounted: Mounted) -> None:
             os.close(fd)
 
 
+@pytest.mark.parametrize("major", [3, 2])
 def test_a_dead_mount_is_replaced(mount_with: Callable[[str], Mounted]) -> None:
     first = mount_with("")
     first.process.kill()
@@ -182,6 +185,7 @@ def test_only_the_binding_imports_the_bindings() -> None:
             assert "import fuse\n" not in text
 
 
+@pytest.mark.parametrize("major", [3, 2])
 def test_abandoned_handles_are_closed(mounted: Mounted) -> None:
     for number in range(20):
         (mounted.path / f"f{number}").write_text("x")

@@ -323,7 +323,7 @@ def test_reading_through_the_file_system(tmp_path: Path) -> None:
     volume = LoopbackVolume(tmp_path / "volume", workers=2, chunk_size=size)
     vfs = volume.open()
     content = [bytes([65 + number]) * size for number in range(6)]
-    fh = vfs.create(b"/f", 0o644, os.O_RDWR, Caller(0, 0)).fh
+    fh = vfs.create(b"/f", 0o644, os.O_RDWR, Caller(0, 0))
     for number in (0, 1, 2, 5):
         vfs.write(fh, memoryview(content[number]), number * size)
     vfs.fsync(fh)
@@ -333,7 +333,7 @@ def test_reading_through_the_file_system(tmp_path: Path) -> None:
     edit(os.fspath(tmp_path / "volume" / "index"), {ref_key(ino, 1): None})
 
     vfs = volume.open()
-    fh = vfs.open(b"/f", os.O_RDWR).fh
+    fh = vfs.open(b"/f", os.O_RDWR)
     into = bytearray(size)
     for _ in range(3):  # reading ahead must not fail the read
         for number in (0, 2, 5):

@@ -40,7 +40,7 @@ class Rig:
         self.vfs: Vfs = self.volume.open(FLAT, self.mender.note)
         self.mender._work = self
         self.left: list[FoundDamage] = []
-        fh = self.vfs.create(b"/f", 0o644, os.O_RDWR, ME).fh
+        fh = self.vfs.create(b"/f", 0o644, os.O_RDWR, ME)
         self.vfs.write(fh, memoryview(DATA), 0)
         self.vfs.fsync(fh)
         self.fh = fh

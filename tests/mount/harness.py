@@ -188,7 +188,8 @@ class Volume:
         self.store, self.mnt = folder / "store", folder / "mnt"
         self.mnt.mkdir(mode=0o755)
         self.workers, self.mkfs_arguments, self.arguments, self.env = workers, mkfs, arguments, env
-        common = [f"fuse={binding[-1]}"] if binding else []
+        # The second binding is also where the kernel's write-back cache is tried.
+        common = {"fuse2": ["fuse=2", "writeback"], "fuse3": ["fuse=3"]}.get(binding, [])
         if os.geteuid() == 0:
             common.append("allow_other")
         self.options = (*common, *options)

@@ -136,7 +136,7 @@ def test_append_from_two_processes(here: Path) -> None:
     assert [x for x in lines if x[0] == "a"] == sorted(x for x in lines if x[0] == "a")
 
 
-def test_holes_read_as_zeros_and_are_not_stored(here: Path, chunk: int, variant: str) -> None:
+def test_holes_read_as_zeros_and_are_not_stored(here: Path, chunk: int) -> None:
     end = 40 * chunk
     with opened(here / "f", NEW) as fd:
         os.pwrite(fd, b"data", 10 * chunk + 5)
@@ -161,8 +161,7 @@ def test_holes_read_as_zeros_and_are_not_stored(here: Path, chunk: int, variant:
             os.lseek(fd, end, os.SEEK_DATA)
         with raises(ENXIO):
             os.lseek(fd, end, os.SEEK_HOLE)
-        if variant != "fuse2":  # there the kernel answers: all data
-            assert sum(stop - start for start, stop in segments) <= chunk
+        assert sum(stop - start for start, stop in segments) <= chunk
 
 
 def test_blocks_count_what_is_stored(here: Path, chunk: int) -> None:
@@ -182,9 +181,6 @@ def test_blocks_count_what_is_stored(here: Path, chunk: int) -> None:
 def test_fallocate(here: Path, chunk: int, variant: str) -> None:
     data = pattern(4 * chunk)
     with opened(here / "f", NEW) as fd:
-        if not has_fallocate(fd):
-            assert variant == "fuse2"
-            pytest.skip("libfuse 2 without fallocate")
         write_all(fd, data, 0)
         model = bytearray(data)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import random
 import shutil
@@ -10,7 +9,6 @@ import sqlite3
 import subprocess
 import sys
 import sysconfig
-import time
 from contextlib import closing
 from pathlib import Path
 
@@ -333,23 +331,10 @@ def test_editors_way_of_saving(here: Path) -> None:
             temporary = put(here / f".text.{number}", b"%d" % (number % 10) * 50_000)
             os.rename(temporary, path)
 
-    def read() -> bytes:
-        """libfuse knows files by path: an open on its way while the name is replaced fails with
-        ESTALE (the kernel then looks again, once), with libfuse 2 with ENOENT.  The README says so.
-        """
-        deadline = time.monotonic() + 2
-        while time.monotonic() < deadline:
-            try:
-                return path.read_bytes()
-            except OSError as error:
-                if error.errno not in (errno.ESTALE, errno.ENOENT):
-                    raise
-        raise AssertionError("the name is missing")
-
     wait = forked(saver)
     seen = set()
     for _ in range(200):
-        data = read()
+        data = path.read_bytes()
         assert len(data) == 50_000
         assert len(set(data)) == 1, "old and new mixed"
         seen.add(data[0])

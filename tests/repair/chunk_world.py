@@ -70,7 +70,7 @@ class ChunkWorld:
             for _ in range(chance.choice((1, 1, 2))):
                 self._write(path, chance.randbytes(size))
             if n % 4 == 3:
-                fh = vfs.open(path, os.O_RDWR).fh
+                fh = vfs.open(path, os.O_RDWR)
                 tail = chance.randbytes(500)
                 vfs.write(fh, memoryview(tail), 10 * self.chunk + 77)
                 vfs.fsync(fh)
@@ -84,9 +84,9 @@ class ChunkWorld:
         vfs = self.volume.vfs
         assert vfs is not None
         if vfs.index.lookup(1, path[1:]):
-            fh = vfs.open(path, os.O_RDWR).fh
+            fh = vfs.open(path, os.O_RDWR)
         else:
-            fh = vfs.create(path, 0o644, os.O_RDWR, ME).fh
+            fh = vfs.create(path, 0o644, os.O_RDWR, ME)
         vfs.write(fh, memoryview(content), 0)
         vfs.fsync(fh)
         vfs.release(fh)
@@ -99,7 +99,7 @@ class ChunkWorld:
         for path in self.contents:
             pieces: list[bytes | None] = []
             try:
-                fh = vfs.open(path, os.O_RDONLY).fh
+                fh = vfs.open(path, os.O_RDONLY)
             except OSError:
                 continue
             for start in range(0, vfs.getattr(path).size, self.chunk):

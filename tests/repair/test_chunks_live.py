@@ -83,9 +83,9 @@ class Writer:
     def _write(self, path: bytes) -> None:
         vfs, chance = self._vfs, self._chance
         if vfs.index.lookup(1, path[1:]):
-            fh = vfs.open(path, os.O_RDWR).fh
+            fh = vfs.open(path, os.O_RDWR)
         else:
-            fh = vfs.create(path, 0o644, os.O_RDWR, ME).fh
+            fh = vfs.create(path, 0o644, os.O_RDWR, ME)
         content = chance.randbytes(chance.choice((10, CHUNK, 3 * CHUNK + 7)))
         vfs.write(fh, memoryview(content), chance.randrange(4 * CHUNK))
         if chance.random() < 0.3:
@@ -147,7 +147,7 @@ def test_a_check_during_writing_finds_nothing(
 
 
 def make_file(vfs: Vfs, path: bytes, content: bytes) -> int:
-    fh = vfs.create(path, 0o644, os.O_RDWR, ME).fh
+    fh = vfs.create(path, 0o644, os.O_RDWR, ME)
     vfs.write(fh, memoryview(content), 0)
     vfs.fsync(fh)
     vfs.release(fh)
@@ -209,7 +209,7 @@ def test_a_chunk_that_is_rewritten_while_it_is_healed_leaves_nothing(
         put = StoreAccess.put
 
         def late(self: StoreAccess, images: list[tuple[int, bytearray]]) -> list[object]:
-            fh = vfs.open(b"/hot", os.O_RDWR).fh
+            fh = vfs.open(b"/hot", os.O_RDWR)
             vfs.write(fh, memoryview(b"new" * 5000), 0)
             vfs.fsync(fh)
             vfs.release(fh)

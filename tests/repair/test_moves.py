@@ -63,7 +63,7 @@ def make_files(vfs: Vfs, chance: random.Random, count: int = 12) -> dict[bytes, 
     for n in range(count):
         path = b"/kept-%d" % n
         contents[path] = chance.randbytes(chance.choice((1, 700, CHUNK, 3 * CHUNK + 5, 9 * CHUNK)))
-        fh = vfs.create(path, 0o644, os.O_RDWR, ME).fh
+        fh = vfs.create(path, 0o644, os.O_RDWR, ME)
         vfs.write(fh, memoryview(contents[path]), 0)
         vfs.fsync(fh)
         vfs.release(fh)
@@ -71,7 +71,7 @@ def make_files(vfs: Vfs, chance: random.Random, count: int = 12) -> dict[bytes, 
 
 
 def read(vfs: Vfs, path: bytes) -> bytes:
-    fh = vfs.open(path, os.O_RDONLY).fh
+    fh = vfs.open(path, os.O_RDONLY)
     try:
         size = vfs.getattr(path).size
         vfs.reader.cache.forget(vfs.getattr(path).ino)

@@ -75,7 +75,6 @@ class Machine(RuleBasedStateMachine):
     """`pair` gives (driver under test, oracle, clean-up) for one run; set by the tests below."""
 
     pair: Callable[[], tuple[Driver, Driver, Callable[[], None]]]
-    lacks: frozenset[str] = frozenset()
 
     handles = Bundle("handles")
 
@@ -166,7 +165,7 @@ class Machine(RuleBasedStateMachine):
                     self.on(handle, lambda d, h: d.ftruncate(h, offset))  # noqa: B023
                 case "fsync":
                     self.on(handle, lambda d, h: d.fsync(h))
-                case _ if "fallocate" not in self.lacks:
+                case _:
                     self.on(handle, lambda d, h: d.fallocate(h, MODES[what], offset, size))  # noqa: B023
 
     @rule(name=OLD_NAMES, size=OFFSETS)
@@ -204,7 +203,7 @@ class Machine(RuleBasedStateMachine):
     )
     def rename(self, old: bytes | int, new: bytes | int, flags: int) -> None:
         one, two = self.name(old), self.name(new)
-        self.same(lambda d, _: d.rename(one, two, 0 if "rename flags" in self.lacks else flags))
+        self.same(lambda d, _: d.rename(one, two, flags))
 
     @rule(name=OLD_NAMES, mode=st.sampled_from([0o600, 0o755, 0o4711, 0o2775, 0o1777]))
     def chmod(self, name: bytes | int, mode: int) -> None:
@@ -293,12 +292,11 @@ def snapshot(driver: Driver) -> dict[bytes, Any]:
 def run_machine(
     pair: Callable[[], Any],
     *,
-    lacks: frozenset[str] = frozenset(),
     examples: int = EXAMPLES,
     steps: int = 40,
 ) -> None:
     """One seeded run over many examples."""
-    machine = type("Machine", (Machine,), {"pair": staticmethod(pair), "lacks": lacks})
+    machine = type("Machine", (Machine,), {"pair": staticmethod(pair)})
     checks = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
     phases = [Phase.generate, Phase.shrink]
     chosen = settings(
@@ -337,8 +335,7 @@ def test_mount_agrees_with_local_folder(
 
         return FolderDriver(real, remount), FolderDriver(model), clean
 
-    lacks = frozenset({"rename flags", "fallocate"}) if variant == "fuse2" else frozenset()
-    run_machine(pair, lacks=lacks)
+    run_machine(pair)
 
 
 @pytest.mark.not_plain

@@ -67,13 +67,13 @@ class VfsDriver:
     def create(self, name: bytes, mode: int) -> Handle:
         self._absent(name)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
-        return Handle(self.vfs.create(self._path(name), stat.S_IFREG | mode, flags, ROOT).fh, flags)
+        return Handle(self.vfs.create(self._path(name), stat.S_IFREG | mode, flags, ROOT), flags)
 
     def open(self, name: bytes, flags: int) -> Handle:
         name = self._follow(name)
         if stat.S_ISDIR(self._mode(name)):
             raise fail(errno.EISDIR)
-        return Handle(self.vfs.open(self._path(name), flags, ROOT).fh, flags)
+        return Handle(self.vfs.open(self._path(name), flags, ROOT), flags)
 
     def close(self, handle: Handle) -> None:
         self.vfs.flush(handle.fh)
@@ -155,7 +155,7 @@ class VfsDriver:
         self.vfs.rename(self._path(old), self._path(new), flags)
 
     def chmod(self, name: bytes, mode: int) -> None:
-        self.vfs.chmod(self._path(self._follow(name)), mode, None, ROOT)
+        self.vfs.chmod(self._path(self._follow(name)), mode)
 
     def utimes(self, name: bytes, atime_ns: int, mtime_ns: int) -> None:
         self.vfs.utimens(self._path(name), atime_ns, mtime_ns)

@@ -89,8 +89,8 @@ def test_each_asker(volume: LoopbackVolume, short: None) -> None:
     """PUT, GET, DELETE, VERIFY and MEND as those ask who need them."""
     vfs, mute = volume.vfs, Mute(volume)
     assert vfs is not None
-    fh = vfs.create(b"/f", 0o644, os.O_RDWR, ME).fh
-    other = vfs.create(b"/other", 0o644, os.O_RDWR, ME).fh
+    fh = vfs.create(b"/f", 0o644, os.O_RDWR, ME)
+    other = vfs.create(b"/other", 0o644, os.O_RDWR, ME)
     vfs.write(fh, memoryview(b"1" * CHUNK * 4), 0)
     vfs.fsync(fh)
     mute.kind = Kind.GET

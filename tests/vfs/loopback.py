@@ -164,7 +164,7 @@ def harm(volume: LoopbackVolume, path: bytes, chunk: int, at: int, *, copies: in
     """A byte of the payload of a stored chunk is another one, in its first stores; a second time:
     as it was."""
     assert volume.vfs is not None
-    inode = volume.vfs._names.find(path)
+    inode = volume.vfs._find(path)
     ref = volume.index.ref(inode, chunk)
     assert ref is not None
     key = encode_key(ChunkKey(inode.ino, chunk, ref.generation))

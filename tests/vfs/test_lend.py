@@ -28,7 +28,7 @@ def volume(tmp_path: Path) -> Iterator[LoopbackVolume]:
 
 
 def made_file(vfs: Vfs, data: bytes, path: bytes = b"/file") -> int:
-    fh = vfs.create(path, 0o644, os.O_RDWR, ME).fh
+    fh = vfs.create(path, 0o644, os.O_RDWR, ME)
     vfs.write(fh, memoryview(data), 0)
     vfs.fsync(fh)
     return fh

@@ -47,7 +47,7 @@ class Files:
         self.bad.append((key.chunk, store))
 
     def create(self, path: bytes, data: bytes) -> int:
-        fh = self.vfs.create(path, 0o644, os.O_RDWR, ME).fh
+        fh = self.vfs.create(path, 0o644, os.O_RDWR, ME)
         self.vfs.write(fh, memoryview(data), 0)
         self.vfs.fsync(fh)
         return fh
@@ -76,7 +76,7 @@ class Files:
         assert self.read(offset, length) == DATA[offset : offset + length], (offset, length)
 
     def ref(self, chunk: int, path: bytes = b"/file") -> tuple[ChunkKey, ChunkRef]:
-        inode = self.vfs._names.find(path)
+        inode = self.vfs._find(path)
         ref = self.volume.index.ref(inode, chunk)
         assert ref is not None
         return ChunkKey(inode.ino, chunk, ref.generation), ref
@@ -134,7 +134,7 @@ def test_only_parts_travel(make: Any) -> None:
 
 def test_sequential_readers_take_whole_chunks(make: Any) -> None:
     files = make()
-    fh = files.vfs.open(b"/file", os.O_RDONLY).fh
+    fh = files.vfs.open(b"/file", os.O_RDONLY)
     for offset in range(0, len(DATA), 4096):
         assert files.read(offset, 4096, fh) == DATA[offset : offset + 4096]
     assert files.cache.part_reads == 0
@@ -171,7 +171,7 @@ def test_long_reads_and_small_chunks_come_whole(make: Any) -> None:
     files = make()
     files.check(4 * CHUNK, PART_READ_BYTES_MAX + 1)
     files.create(b"/small", DATA[:100_000])
-    other = files.vfs.open(b"/small", os.O_RDONLY).fh
+    other = files.vfs.open(b"/small", os.O_RDONLY)
     files.cache.clear()
     files.vfs._handles.file(other).read_end = 10 * MIB
     assert files.read(50_000, 10, other) == DATA[50_000:50_010]
@@ -202,7 +202,7 @@ def test_threads_on_one_handle(make: Any) -> None:
 
 def test_holes_and_unwritten_bytes(make: Any) -> None:
     files = make()
-    fh = files.vfs.create(b"/sparse", 0o644, os.O_RDWR, ME).fh
+    fh = files.vfs.create(b"/sparse", 0o644, os.O_RDWR, ME)
     files.vfs.write(fh, memoryview(DATA[:CHUNK]), 5 * CHUNK)
     files.vfs.write(fh, memoryview(b"end"), 20 * CHUNK)
     files.vfs.fsync(fh)

@@ -32,9 +32,9 @@ def volume(tmp_path: Path) -> Iterator[LoopbackVolume]:
 
 def put(vfs: Vfs, path: bytes, content: bytes, sync: bool = False) -> None:
     if vfs.index.lookup(1, path[1:]):
-        fh = vfs.open(path, os.O_WRONLY | os.O_TRUNC).fh
+        fh = vfs.open(path, os.O_WRONLY | os.O_TRUNC)
     else:
-        fh = vfs.create(path, 0o644, os.O_WRONLY, ME).fh
+        fh = vfs.create(path, 0o644, os.O_WRONLY, ME)
     vfs.write(fh, memoryview(content), 0)
     if sync:
         vfs.fsync(fh)
@@ -43,7 +43,7 @@ def put(vfs: Vfs, path: bytes, content: bytes, sync: bool = False) -> None:
 
 
 def get(vfs: Vfs, path: bytes) -> bytes:
-    fh = vfs.open(path, os.O_RDONLY).fh
+    fh = vfs.open(path, os.O_RDONLY)
     into = bytearray(vfs.getattr(path).size)
     assert vfs.read(fh, memoryview(into), 0) == len(into)
     vfs.release(fh)
@@ -68,14 +68,11 @@ def test_rename_over_is_whole_without_fsync(volume: LoopbackVolume) -> None:
         vfs.getattr(b"/temporary")
 
 
-def test_rename_over_an_open_file_is_never_half_done(volume: LoopbackVolume) -> None:
-    """libfuse renames the open target away first; no commit may come between the two."""
+def test_an_open_file_outlives_its_replacement(volume: LoopbackVolume) -> None:
     vfs = volume.open()
     put(vfs, b"/name", OLD, sync=True)
     put(vfs, b"/temporary", NEW)
-    fh = vfs.open(b"/name", os.O_RDONLY).fh
-    vfs.hide(b"/name", b"/.fuse_hidden0123456789abcdef", keeps_name=True)
-    assert vfs.getattr(b"/name").size == len(OLD)
+    fh = vfs.open(b"/name", os.O_RDONLY)
     vfs.rename(b"/temporary", b"/name")
     into = bytearray(len(OLD))
     assert vfs.read(fh, memoryview(into), 0) == len(OLD)
@@ -96,7 +93,7 @@ def test_closed_file_survives_after_the_commit_interval(volume: LoopbackVolume) 
 
 def test_fsynced_file_survives_at_once(volume: LoopbackVolume) -> None:
     vfs = volume.open()
-    fh = vfs.create(b"/synced", 0o600, os.O_WRONLY, ME).fh
+    fh = vfs.create(b"/synced", 0o600, os.O_WRONLY, ME)
     vfs.write(fh, memoryview(NEW), 123)
     vfs.fsync(fh)
     volume.crash()
@@ -106,7 +103,7 @@ def test_fsynced_file_survives_at_once(volume: LoopbackVolume) -> None:
 def test_growing_file_never_shows_a_gap_after_a_crash(volume: LoopbackVolume) -> None:
     """Every prefix that a commit shows is what was written, however the chunks overtook."""
     vfs = volume.open()
-    fh = vfs.create(b"/log", 0o600, os.O_WRONLY, ME).fh
+    fh = vfs.create(b"/log", 0o600, os.O_WRONLY, ME)
     piece = bytes(range(1, 256)) * 100
     for n in range(40):
         vfs.write(fh, memoryview(piece), n * len(piece))
@@ -186,7 +183,7 @@ def test_errors_of_background_writes_come_once(volume: LoopbackVolume) -> None:
     """A store that refuses: the error comes with close, the file keeps its last durable state."""
     vfs = volume.open()
     put(vfs, b"/f", OLD, sync=True)
-    fh = vfs.open(b"/f", os.O_WRONLY).fh
+    fh = vfs.open(b"/f", os.O_WRONLY)
     gather = vfs.writeback._scatter
     rank_of, gather._rank_of = (
         gather._rank_of,
@@ -233,7 +230,7 @@ def test_a_hole_punched_into_unwritten_data_keeps_the_size(volume: LoopbackVolum
     """The only dirty chunk becomes a hole: the size is durable all the same, and nothing is left
     to flush (a file that stayed on the list would keep the committer ticking for ever)."""
     vfs = volume.open()
-    fh = vfs.create(b"/holed", 0o600, os.O_WRONLY, ME).fh
+    fh = vfs.create(b"/holed", 0o600, os.O_WRONLY, ME)
     vfs.write(fh, memoryview(NEW[: CHUNK - 7]), 0)
     vfs.fallocate(fh, 3, 0, CHUNK)
     assert not vfs.writeback.files
@@ -250,7 +247,7 @@ def test_what_was_truncated_away_is_no_error_when_its_worker_dies(
     vfs = volume.open()
     held: list[list[Outgoing]] = []
     submit = vfs.writeback._scatter.submit_many
-    fh = vfs.create(b"/file", 0o644, os.O_WRONLY, ME).fh
+    fh = vfs.create(b"/file", 0o644, os.O_WRONLY, ME)
     with monkeypatch.context() as patch:
         patch.setattr(vfs.writeback._scatter, "submit_many", held.append)
         vfs.write(fh, memoryview(bytes(2 * CHUNK)), 0)
@@ -275,10 +272,34 @@ def test_a_full_index_takes_what_files_had_room_for(volume: LoopbackVolume) -> N
     with pytest.raises(OSError, match="full"):
         vfs.create(b"/more", 0o644, os.O_WRONLY, ME)
     put(vfs, b"/empty", NEW[:1000], sync=True)
-    fh = vfs.open(b"/one", os.O_WRONLY).fh
+    fh = vfs.open(b"/one", os.O_WRONLY)
     with pytest.raises(OSError, match="full"):
         vfs.write(fh, memoryview(b"2"), CHUNK)
     vfs.write(fh, memoryview(b"2"), CHUNK - 1)
     vfs.release(fh)
     assert get(vfs, b"/empty") == NEW[:1000]
     assert get(vfs, b"/one") == b"1" * (CHUNK - 1) + b"2"
+
+
+def test_a_node_stays_until_the_kernel_has_let_go_of_it(volume: LoopbackVolume) -> None:
+    """A removed file without a handle, as O_PATH holds one: its bytes, also those not stored yet."""
+    vfs = volume.open()
+    put(vfs, b"/name", OLD)
+    ino = vfs.getattr(b"/name").ino
+    nodes = vfs.nodes
+    nodes.unlink(1, b"name")
+    vfs.sync()
+    assert nodes.getattr(ino).nlink == 0
+    fh = nodes.open(ino, os.O_RDWR)
+    into = bytearray(len(OLD))
+    assert nodes.read(fh, memoryview(into), 0) == len(OLD)
+    assert bytes(into) == OLD
+    nodes.release(fh)
+    nodes.forget(ino)
+    vfs.sync()
+    while vfs.committer.clean_up():
+        vfs.committer.commit()
+    with pytest.raises(OSError) as caught:
+        nodes.getattr(ino)
+    assert caught.value.errno == errno.ESTALE
+    assert vfs.index.counters().files == 0

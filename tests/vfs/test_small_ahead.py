@@ -47,14 +47,14 @@ class Tree:
     def put(self, number: int, content: bytes) -> None:
         path = name_of(number)
         try:
-            fh = self.vfs.open(path, os.O_WRONLY | os.O_TRUNC, ME).fh
+            fh = self.vfs.open(path, os.O_WRONLY | os.O_TRUNC, ME)
         except OSError:
-            fh = self.vfs.create(path, 0o644, os.O_WRONLY, ME).fh
+            fh = self.vfs.create(path, 0o644, os.O_WRONLY, ME)
         self.vfs.write(fh, memoryview(content), 0)
         self.vfs.release(fh)
 
     def get(self, number: int) -> bytes:
-        fh = self.vfs.open(name_of(number), os.O_RDONLY, ME).fh
+        fh = self.vfs.open(name_of(number), os.O_RDONLY, ME)
         try:
             into = bytearray(1000)
             return bytes(into[: self.vfs.read(fh, memoryview(into), 0)])
