@@ -55,6 +55,7 @@ class NullNodes:
 
     def __init__(self) -> None:
         self.on_change = None
+        self._has_direct_writers = False
         self._numbers = itertools.count(2)
         self._files: dict[int, _Node] = {}
         self._listings: dict[int, list[tuple[bytes, _Node]]] = {}
@@ -163,18 +164,22 @@ class NullNodes:
 
     def create(
         self, parent: int, name: bytes, mode: int, flags: int, caller: Caller
-    ) -> tuple[Stat, int]:
+    ) -> tuple[Stat, int, bool]:
         """open(2) of a new file."""
         node = self._make(parent, name, stat.S_IFREG | stat.S_IMODE(mode), caller)
-        return _stat_of(node), self.open(node.ino, flags)
+        return (_stat_of(node), *self.open(node.ino, flags))
 
-    def open(self, ino: int, flags: int, *, kills: bool = False) -> int:
+    def use_direct_writers(self) -> None:
+        """As with a volume, who only writes goes past the kernel's page cache."""
+        self._has_direct_writers = True
+
+    def open(self, ino: int, flags: int, *, kills: bool = False) -> tuple[int, bool]:
         """open(2) of a file that is there."""
         node, number = self._nodes[ino], next(self._numbers)
         if flags & os.O_TRUNC:
             node.size = 0
         self._files[number] = node
-        return number
+        return number, self._has_direct_writers and flags & os.O_ACCMODE == os.O_WRONLY
 
     def read(self, fh: int, into: memoryview, offset: int) -> int:
         """pread(2): one copy, as a file system that has the data in memory needs."""

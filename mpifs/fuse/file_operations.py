@@ -11,6 +11,7 @@ from mpifs.core.limits import BULK_BYTES
 from mpifs.fuse.attributes import Answers
 from mpifs.fuse.protocol import (
     COPY_IN,
+    DIRECT_IO,
     FALLOCATE_IN,
     FH,
     FH_FLAGS,
@@ -68,14 +69,14 @@ class FileOperations:
         """open(2) with O_CREAT of a name that the kernel does not know."""
         flags, mode, _, _ = MKNOD_IN.unpack_from(request.view, HEADER_BYTES)
         name = request.name(MKNOD_IN.size)
-        stat, fh = self._nodes.create(request.nodeid, name, mode, flags, request.caller)
-        return self._answers.entry(stat) + _opened(fh, flags)
+        stat, fh, is_direct = self._nodes.create(request.nodeid, name, mode, flags, request.caller)
+        return self._answers.entry(stat) + _opened(fh, is_direct, flags)
 
     def open(self, request: Request) -> bytes:
         """open(2) of what is there; truncates when O_TRUNC is set."""
         flags, more = OPEN_IN.unpack_from(request.view, HEADER_BYTES)
-        fh = self._nodes.open(request.nodeid, flags, kills=bool(more & OPEN_KILL_SUIDGID))
-        return _opened(fh, flags)
+        kills = bool(more & OPEN_KILL_SUIDGID)
+        return _opened(*self._nodes.open(request.nodeid, flags, kills=kills), flags=flags)
 
     def read(self, request: Request) -> None:
         """pread(2), from where the bytes lie or straight into the answer."""
@@ -135,8 +136,11 @@ class FileOperations:
         return WRITE_OUT.pack(self._nodes.copy_file_range(fh, offset, to_fh, to, length, kills))
 
 
-def _opened(fh: int, flags: int) -> bytes:
+def _opened(fh: int, is_direct: bool, flags: int) -> bytes:
     """The kernel's pages stay: nobody but this mount changes a file, or the kernel is told."""
-    is_read = flags & os.O_ACCMODE == os.O_RDONLY
-    # Of a reader nothing is to be told at its close.
-    return OPEN_OUT.pack(fh, KEEP_CACHE | NO_FLUSH if is_read else KEEP_CACHE, 0)
+    how = KEEP_CACHE
+    if flags & os.O_ACCMODE == os.O_RDONLY:
+        how |= NO_FLUSH  # of a reader nothing is to be told at its close
+    if is_direct:
+        how |= DIRECT_IO
+    return OPEN_OUT.pack(fh, how, 0)

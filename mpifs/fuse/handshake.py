@@ -8,6 +8,7 @@ from typing import NamedTuple
 from mpifs.core.errors import PosixError
 from mpifs.fuse.protocol import (
     INIT_IN,
+    INIT_IN_OLD_BYTES,
     INIT_OUT,
     MAJOR,
     MINOR,
@@ -34,6 +35,8 @@ _WANTED = (
     | Init.MAX_PAGES
     | Init.CACHE_SYMLINKS
     | Init.HANDLE_KILLPRIV_V2
+    | Init.INIT_EXT
+    | Init.DIRECT_IO_ALLOW_MMAP
 )
 
 
@@ -49,15 +52,23 @@ class Agreement(NamedTuple):
         """Whether the kernel holds dirty pages of its own."""
         return Init.WRITEBACK_CACHE in self.flags
 
+    @property
+    def has_direct_writers(self) -> bool:
+        """Whether files may be written past the kernel's page cache while others use it."""
+        return Init.DIRECT_IO_ALLOW_MMAP in self.flags and not self.is_writeback
+
 
 def agree(asked: memoryview, *, writeback: bool) -> tuple[Agreement, bytes]:
     """The agreement and the answer to INIT's body.
 
     Raises PosixError(EPROTO) when the kernel speaks another or too old a version.
     """
-    if len(asked) < INIT_IN.size:
+    if len(asked) < INIT_IN_OLD_BYTES:
         raise PosixError(errno.EPROTO, "the kernel's INIT is too short")
-    major, minor, readahead, offered = INIT_IN.unpack_from(asked)
+    whole = bytes(asked[: INIT_IN.size]).ljust(INIT_IN.size, b"\0")
+    major, minor, readahead, offered, more = INIT_IN.unpack(whole)
+    if offered & Init.INIT_EXT:
+        offered |= more << 32
     if major != MAJOR or minor < MINOR_MIN:
         raise PosixError(
             errno.EPROTO, f"the kernel speaks FUSE {major}.{minor}; mpifs needs 7.{MINOR_MIN} or on"
@@ -69,14 +80,14 @@ def agree(asked: memoryview, *, writeback: bool) -> tuple[Agreement, bytes]:
         MAJOR,
         min(minor, MINOR),
         readahead,
-        flags,
+        flags & 0xFFFFFFFF,
         MAX_BACKGROUND,
         MAX_BACKGROUND * 3 // 4,
         size,
         1,
         size // PAGE_BYTES,
         0,
-        0,
+        flags >> 32,
         0,
     )
     return Agreement(min(minor, MINOR), flags, size), answer

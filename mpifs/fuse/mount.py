@@ -25,6 +25,7 @@ from mpifs.fuse import kernel_mounts
 from mpifs.fuse.attributes import Answers
 from mpifs.fuse.binding import Binding, load
 from mpifs.fuse.dispatch import Dispatch
+from mpifs.fuse.handshake import Agreement
 from mpifs.fuse.loop import Loop
 from mpifs.fuse.notifier import Entry, Notifier
 from mpifs.fuse.options import MountOptions
@@ -67,6 +68,7 @@ class FuseMount:
         self._check_mountpoint()
         words = options.kernel_words(os.geteuid() == 0)
         session = self._session = binding.mount(os.fsencode(self._mountpoint), words)
+        session.on_agreed = self._on_agreed
         self._notifier = Notifier(session.device)
         writeback = options.writeback
         answers = Answers(options.entry_timeout_s, options.attr_timeout_s, writeback=writeback)
@@ -156,6 +158,10 @@ class FuseMount:
             raise StartError(f"{self._mountpoint} already has a mount; run `mpifs umount` first")
         if entries and mounted is None:
             raise StartError(f"{self._mountpoint} is not empty; mount on an empty folder")
+
+    def _on_agreed(self, agreement: Agreement) -> None:
+        if agreement.has_direct_writers:
+            self._nodes.use_direct_writers()
 
     def _on_change(self, inodes: Iterable[int], entries: Iterable[Entry]) -> None:
         if self._notifier is not None:

@@ -11,7 +11,7 @@ import struct
 from enum import IntEnum, IntFlag
 
 MAJOR = 7
-MINOR = 38
+MINOR = 39
 """What is spoken; both sides then keep to the lower minor version."""
 MINOR_MIN = 23
 """Linux 3.15: the long answer to INIT, rename flags."""
@@ -88,9 +88,16 @@ class Init(IntFlag):
     truncates.  Then the kernel remembers of an inode that it has no `security.capability`,
     instead of asking before each write."""
 
+    INIT_EXT = 1 << 30
+    """There are flags from bit 32 on (7.36)."""
+    DIRECT_IO_ALLOW_MMAP = 1 << 36
+    """A file that is written past the page cache may be mapped by others (7.39, Linux 6.6)."""
 
-INIT_IN = struct.Struct("=4I")
-"""major, minor, max_readahead, flags; more follows since 7.36."""
+
+INIT_IN = struct.Struct("=5I")
+"""major, minor, max_readahead, flags, flags from bit 32 on (if INIT_EXT); more may follow."""
+INIT_IN_OLD_BYTES = 16
+"""Before 7.36 the last one is not there."""
 INIT_OUT = struct.Struct("=4I2H2I2H2I24x")
 """major, minor, max_readahead, flags, max_background, congestion_threshold, max_write, time_gran,
 max_pages, map_alignment, flags2, max_stack_depth."""
@@ -131,6 +138,7 @@ OPEN_IN = struct.Struct("=2I")
 OPEN_KILL_SUIDGID = 1
 OPEN_OUT = struct.Struct("=Q2I")
 """fh, flags, padding."""
+DIRECT_IO = 1 << 0
 KEEP_CACHE = 1 << 1
 NO_FLUSH = 1 << 5
 

@@ -22,6 +22,8 @@ class Session:
     """
 
     def __init__(self, device: int, unmount: Callable[[], None]) -> None:
+        self.on_agreed: Callable[[Agreement], None] = lambda agreement: None
+        """Hears what INIT has come to before the kernel does."""
         self.device = device
         self.agreement: Agreement | None = None
         """What INIT has come to; None before."""
@@ -46,6 +48,7 @@ class Session:
             log.error("%s", error)
             request.refuse(error.errno or errno.EPROTO)
             return False
+        self.on_agreed(self.agreement)
         request.answer(answer)
         return True
 

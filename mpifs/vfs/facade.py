@@ -144,7 +144,7 @@ class Vfs:
         """open(2) with O_CREAT of a name that is not there; the handle."""
         parent, name = self.index.resolve_parent(path)
         inode = self._names.make(parent, name, stat.S_IFREG | stat.S_IMODE(mode), caller)
-        return self._files.open(inode, flags, is_new=True)
+        return self._files.open(inode, flags, is_new=True)[0]
 
     def open(self, path: bytes, flags: int, caller: Caller | None = None) -> int:
         """open(2) of what is there; truncates when O_TRUNC is among the flags; the handle."""
@@ -152,7 +152,7 @@ class Vfs:
             raise PosixError(errno.ENAMETOOLONG)
         inode = self._find(path)
         protection.check_open(inode, flags)
-        return self._files.open(inode, flags, kills=caller is not None and caller.uid != 0)
+        return self._files.open(inode, flags, kills=caller is not None and caller.uid != 0)[0]
 
     def read(self, fh: int, into: memoryview, offset: int) -> int:
         """pread(2) into a buffer; returns the bytes read."""

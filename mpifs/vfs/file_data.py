@@ -19,12 +19,16 @@ class FileData:
 
     __slots__ = (
         "_idle",
+        "cached_handles",
         "closing",
+        "direct_readers",
+        "direct_writers",
         "dirty",
         "error",
         "handles",
         "in_flight",
         "inode",
+        "is_past_cache",
         "lock",
     )
 
@@ -36,7 +40,36 @@ class FileData:
         self.in_flight: deque[ChunkBuffer] = deque()
         self.error: OSError | None = None
         self.handles: set[int] = set()
+        self.cached_handles = self.direct_readers = self.direct_writers = 0
+        """Of the kernel's handles: see `take_handle`."""
+        self.is_past_cache = False
+        """Whether somebody has written past the kernel's page cache."""
         self.closing = False
+
+    def take_handle(self, *, reads: bool, writes: bool) -> bool:
+        """Counts a handle of the kernel; whether it goes past the kernel's page cache.
+
+        Who only writes does, and then everybody who comes while that one is there; who comes while
+        there are handles with the page cache uses that, too.  So while somebody writes past the
+        cache nobody fills it with what is just being replaced.  Requires: the lock is held.
+        """
+        is_direct = self.direct_writers > 0 or not (reads or self.cached_handles)
+        self.is_past_cache = self.is_past_cache or (is_direct and writes)
+        self._count_handle(1, is_direct, reads, writes)
+        return is_direct
+
+    def give_handle(self, *, is_direct: bool, reads: bool, writes: bool) -> None:
+        """Takes back one `take_handle`.  Requires: the lock is held."""
+        self._count_handle(-1, is_direct, reads, writes)
+
+    def _count_handle(self, change: int, is_direct: bool, reads: bool, writes: bool) -> None:
+        if not is_direct:
+            self.cached_handles += change
+            return
+        if reads:
+            self.direct_readers += change
+        if writes:
+            self.direct_writers += change
 
     def await_idle(self, timeout_s: float) -> None:
         """Waits until nothing is in flight, or for the time given.  Requires: the lock is held."""

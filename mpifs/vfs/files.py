@@ -72,6 +72,8 @@ class Files:
         self._writeback = writeback
         self._committer = committer
         self._noatime = noatime
+        self.has_direct_writers = False
+        """Set once, before the kernel opens anything: whether its writers may go past its cache."""
 
     def open(
         self,
@@ -79,30 +81,36 @@ class Files:
         flags: int,
         *,
         is_new: bool = False,
-        is_kept: bool = False,
+        by_kernel: bool = False,
         kills: bool = False,
-    ) -> int:
-        """Opens a regular file (or a node that the kernel lets through); the handle's number.
+    ) -> tuple[int, bool]:
+        """Opens a regular file (or a node that the kernel lets through): the handle's number, and
+        whether it goes past the kernel's page cache (see FileData.take_handle).
 
         Raises EISDIR, ENFILE; ENOENT if it was removed while this call was on its way: its data may
         be dropped by then (Committer.removed looks at the handles under the same lock), unless the
-        caller keeps the file (`is_kept`).
+        kernel knows the file (`by_kernel`), for which it is kept.
         """
         if stat.S_ISDIR(inode.mode):
             raise PosixError(errno.EISDIR)
-        number = self._handles.add(FileHandle(inode, flags))
+        handle = FileHandle(inode, flags)
+        number = self._handles.add(handle)
         self._index.pin(inode)
         with self._writeback.locked(inode) as data:
-            is_gone = inode.reaped or not (inode.nlink or data.handles or is_kept)
+            is_gone = inode.reaped or not (inode.nlink or data.handles or by_kernel)
             if not is_gone:
                 data.handles.add(number)
+                if by_kernel and self.has_direct_writers:
+                    handle.is_direct = data.take_handle(
+                        reads=handle.can_read, writes=handle.can_write
+                    )
         if is_gone:
             self._handles.remove(number)
             self._index.unpin(inode)
             raise PosixError(errno.ENOENT)
         if flags & os.O_TRUNC and not is_new:
             self.truncate(inode, 0, kills=kills)
-        return number
+        return number, handle.is_direct is True
 
     def read(self, handle: FileHandle, into: memoryview, offset: int) -> int:
         """Returns the bytes read."""
@@ -289,6 +297,10 @@ class Files:
         inode = handle.inode
         with self._writeback.locked(inode) as data:
             data.handles.discard(number)
+            if handle.is_direct is not None:
+                data.give_handle(
+                    is_direct=handle.is_direct, reads=handle.can_read, writes=handle.can_write
+                )
             is_due = not data.handles and (data.has_unwritten or not inode.nlink)
         if is_due:
             self._committer.removed(inode)

@@ -12,17 +12,24 @@ from mpifs.index.inode import Inode
 
 
 class FileHandle:
-    """An open file.  The read_* fields are the readahead's memory and may be torn by parallel
-    readers without harm."""
+    """An open file.  `is_direct` is None if the kernel has no part in it, else whether it goes past
+    the kernel's page cache.  The read_* fields are the readahead's memory and may be torn by
+    parallel readers without harm."""
 
-    __slots__ = ("ahead", "flags", "inode", "read_end", "read_streak")
+    __slots__ = ("ahead", "flags", "inode", "is_direct", "read_end", "read_streak")
 
     def __init__(self, inode: Inode, flags: int) -> None:
         self.inode = inode
         self.flags = flags
+        self.is_direct: bool | None = None
         self.read_end = 0
         self.read_streak = 1
         self.ahead = 0
+
+    @property
+    def can_read(self) -> bool:
+        """Whether it was opened for reading."""
+        return self.flags & os.O_ACCMODE != os.O_WRONLY
 
     @property
     def can_write(self) -> bool:

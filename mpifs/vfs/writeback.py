@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from mpifs.core.errors import FullError, MpifsError, SilentError
 from mpifs.core.layout import extents
-from mpifs.core.limits import RECOVERY_S, REQUEST_TIMEOUT_S
+from mpifs.core.limits import RECOVERY_S, REQUEST_TIMEOUT_S, SMALL_FILE_BYTES_MAX
 from mpifs.core.placement import place
 from mpifs.core.types import ChunkKey, ChunkRef
 from mpifs.data.scatter import Outgoing, Scatter
@@ -325,6 +325,9 @@ class WriteBack:
             else:
                 ref = ChunkRef(item.key.generation, item.length, item.checksum, item.stores)
                 self._index.set_refs(inode, [(buffer.chunk, ref)])
+                if data.is_past_cache and inode.size <= SMALL_FILE_BYTES_MAX:
+                    # Else what is read soon after would come all the way back.
+                    self._reader.cache.put(item.key, buffer.view(0, buffer.length))
                 if len(item.stores) < inode.replicas:
                     wanted = min(inode.replicas, self._stores.expected_count())
                     self.short_count += len(item.stores) < wanted

@@ -1,7 +1,7 @@
 """Mounts a volume whose ranks are threads: `serve.py MOUNTPOINT OPTIONS`.
 
 Prints `ready {describe}` when it serves.  Lines on stdin are commands, each answered with one line:
-`calls` (counters of the calls of Nodes, then reset), `cwd`, `put NAME TEXT` (a change that does not
+`calls` (counters of the calls of Nodes, then reset), `misses` (of the chunk cache), `cwd`, `put NAME TEXT` (a change that does not
 come through the kernel), `make NAME TEXT`, `unmount GRACE`.  Ends when the mount has ended.
 """
 
@@ -110,6 +110,8 @@ def listen(vfs: Vfs, nodes: Counted, mount: FuseMount) -> None:
             answer = json.dumps(calls)
         elif command == "cwd":
             answer = os.getcwd()
+        elif command == "misses":
+            answer = str(vfs.reader.cache.misses)
         elif command in ("put", "make"):
             name, _, text = rest.partition(" ")
             path = b"/" + os.fsencode(name)

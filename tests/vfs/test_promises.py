@@ -290,7 +290,7 @@ def test_a_node_stays_until_the_kernel_has_let_go_of_it(volume: LoopbackVolume) 
     nodes.unlink(1, b"name")
     vfs.sync()
     assert nodes.getattr(ino).nlink == 0
-    fh = nodes.open(ino, os.O_RDWR)
+    fh, _ = nodes.open(ino, os.O_RDWR)
     into = bytearray(len(OLD))
     assert nodes.read(fh, memoryview(into), 0) == len(OLD)
     assert bytes(into) == OLD
