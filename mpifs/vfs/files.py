@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -9,6 +10,7 @@ import time
 
 from mpifs.core.errors import PosixError
 from mpifs.core.limits import FILE_BYTES_MAX, INDEX_REF_BYTES
+from mpifs.core.records import FLAG_XATTRS
 from mpifs.core.types import Stat
 from mpifs.index.index import Index
 from mpifs.index.inode import Inode
@@ -16,7 +18,7 @@ from mpifs.vfs.cache import Lent
 from mpifs.vfs.committer import Committer
 from mpifs.vfs.file_data import FileData
 from mpifs.vfs.handles import FileHandle, Handles
-from mpifs.vfs.protection import SET_ID, check_change, without_set_id
+from mpifs.vfs.protection import CAPABILITY, SET_ID, check_change, without_set_id
 from mpifs.vfs.reader import Reader
 from mpifs.vfs.writeback import WriteBack
 
@@ -158,8 +160,7 @@ class Files:
         self._writeback.admit(size, is_growth=is_growth)
         with data.lock:
             self._writeback.write(data, source, offset)
-            if kills and inode.mode & SET_ID:
-                inode.mode = without_set_id(inode.mode)
+            self._drop_privileges(inode, kills)
             inode.mtime_ns = inode.ctime_ns = time.time_ns()
             self._index.touch(inode)
         return size
@@ -174,8 +175,7 @@ class Files:
             raise PosixError(errno.EFBIG)
         with self._writeback.locked(inode) as data:
             self._writeback.truncate(data, size)
-            if kills:
-                inode.mode = without_set_id(inode.mode)
+            self._drop_privileges(inode, kills)
             inode.mtime_ns = inode.ctime_ns = time.time_ns()
             self._index.touch(inode)
         self._committer.kick()
@@ -211,11 +211,21 @@ class Files:
                 self._writeback.zero(data, offset, min(end, inode.size))
             if not mode & _KEEP_SIZE and end > inode.size:
                 self._writeback.truncate(data, end)
-            if kills:
-                inode.mode = without_set_id(inode.mode)
+            self._drop_privileges(inode, kills)
             inode.mtime_ns = inode.ctime_ns = time.time_ns()
             self._index.touch(inode)
         self._committer.kick()
+
+    def _drop_privileges(self, inode: Inode, kills: bool) -> None:
+        """The content is changed: that a program is trusted was said of the former one.
+
+        Capabilities go in any case, as Linux has it; set-id bits if the caller is not trusted to
+        keep them.  Requires: the file's lock is held."""
+        if kills and inode.mode & SET_ID:
+            inode.mode = without_set_id(inode.mode)
+        if inode.flags & FLAG_XATTRS:
+            with contextlib.suppress(PosixError):  # ENODATA: it has others
+                self._index.remove_xattr(inode, CAPABILITY, now_ns=time.time_ns())
 
     def seek(self, handle: FileHandle, offset: int, whence: int) -> int:
         """SEEK_DATA and SEEK_HOLE, chunk-wise; past the end ENXIO."""

@@ -3,8 +3,8 @@
 The kernel knows these flags of its own file systems only; so the vfs refuses with EPERM what they
 forbid.  That only a privileged caller changes them is the kernel's check.
 
-Set-id bits: with HANDLE_KILLPRIV_V2 (fuse/handshake.py) the vfs takes them off a file whose content
-an unprivileged caller changes; without it the kernel does the same first.
+Set-id bits and capabilities: with HANDLE_KILLPRIV_V2 (fuse/protocol.py) the vfs takes them off a
+file whose content is changed; without it the kernel does the same first.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ FS_IMMUTABLE = 0x10
 FS_APPEND = 0x20
 _EITHER = FLAG_IMMUTABLE | FLAG_APPEND
 SET_ID = stat.S_ISUID | stat.S_ISGID
+CAPABILITY = b"security.capability"
+"""The attribute that makes a program privileged, as the set-id bits do (capabilities(7))."""
 
 
 def check_change(inode: Inode) -> None:
