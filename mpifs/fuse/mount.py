@@ -160,7 +160,8 @@ class FuseMount:
             raise StartError(f"{self._mountpoint} is not empty; mount on an empty folder")
 
     def _on_agreed(self, agreement: Agreement) -> None:
-        if agreement.has_direct_writers:
+        # With -o sync the kernel has each write followed by an fsync, but not of such files.
+        if agreement.has_direct_writers and "sync" not in self._options.flags:
             self._nodes.use_direct_writers()
 
     def _on_change(self, inodes: Iterable[int], entries: Iterable[Entry]) -> None:

@@ -231,6 +231,8 @@ class Nodes:
         handle = self._handles.file(fh)
         count = self._files.write(handle, data, offset, kills)
         if handle.is_direct:
+            if handle.flags & os.O_DSYNC:  # or O_SYNC, which has its bit; the kernel does not ask
+                self._files.fsync(handle.inode)
             of_file = handle.inode.data
             if isinstance(of_file, FileData) and of_file.direct_readers:
                 self.on_change([handle.inode.ino], [])  # they may have mapped it

@@ -303,3 +303,17 @@ def test_a_node_stays_until_the_kernel_has_let_go_of_it(volume: LoopbackVolume) 
         nodes.getattr(ino)
     assert caught.value.errno == errno.ESTALE
     assert vfs.index.counters().files == 0
+
+
+@pytest.mark.parametrize("how", [os.O_SYNC, os.O_DSYNC])
+def test_synchronous_writes_past_the_page_cache_are_durable(
+    volume: LoopbackVolume, how: int
+) -> None:
+    """The kernel asks for no fsync after them."""
+    nodes = volume.open().nodes
+    nodes.use_direct_writers()
+    _, fh, is_direct = nodes.create(1, b"file", 0o644, os.O_WRONLY | how, ME)
+    assert is_direct
+    nodes.write(fh, memoryview(NEW), 0)
+    volume.crash()
+    assert get(volume.open(), b"/file") == NEW
