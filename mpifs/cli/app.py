@@ -19,7 +19,8 @@ from mpifs import __version__
 
 COMMANDS = (
     "mkfs", "mount", "umount", "status", "fsck", "scrub", "add", "drain", "replace", "rebalance",
-    "layout", "put", "get", "ls", "cat", "rm", "bench", "doctor",
+    "layout", "put", "get", "ls", "cat", "rm", "send", "request", "broadcast", "collect", "scatter",
+    "gather", "shell", "bench", "doctor",
 )  # fmt: skip
 _INTERRUPTED = 130
 

@@ -38,6 +38,14 @@ def mount(
     mpi: Annotated[
         str, typer.Option(help="openmpi, mpich or the path of an mpiexec; also MPIFS_MPI.")
     ] = "auto",
+    local: Annotated[
+        str,
+        typer.Option(
+            metavar="DIR",
+            help="A folder of each host's disk for the ranks' own files, DIR/rank-K; for "
+            "send, request, broadcast, collect, scatter, gather and shell.",
+        ),
+    ] = "",
     chunk_size: Annotated[str | None, typer.Option(help="For a new volume, as in mkfs.")] = None,
     replicas: Annotated[int | None, typer.Option(help="For a new volume, as in mkfs.")] = None,
     checksum: Annotated[str | None, typer.Option(help="For a new volume, as in mkfs.")] = None,
@@ -52,7 +60,14 @@ def mount(
         workers = assemble_mount.default_workers(store, len(hosts))
     geometry = geometry_of(workers, chunk_size, replicas, checksum, capacity)
     request = assemble_mount.MountRequest(
-        store, mountpoint, options or [], hosts, os.path.expanduser(launch_agent), mpi, geometry
+        store,
+        mountpoint,
+        options or [],
+        hosts,
+        os.path.expanduser(launch_agent),
+        mpi,
+        geometry,
+        os.path.expanduser(local),
     )
     if is_launched():
         assemble_mount.in_given_world(request)

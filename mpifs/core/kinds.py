@@ -30,6 +30,14 @@ class Kind(IntEnum):
     what can still be read.  Answered when it is done; PING goes on meanwhile."""
     RETIRE = 9
     """Control: Retire → empty: the store is closed and its files are removed; nothing needs it."""
+    LOCAL = 16
+    """Control: Local (where this rank's local files are) → LocalReply."""
+    PULL = 17
+    """Control: Pull in the body (fetch files from another rank) → PullNumber; it goes on alone."""
+    PULL_POLL = 18
+    """Control: PullNumber → TallyReport: how far it is."""
+    PULL_CANCEL = 19
+    """Control: PullNumber → empty; the pull ends at its next step."""
     PUT = 32
     """`items` chunk images in the body → empty, once durable."""
     GET = 33
@@ -49,6 +57,32 @@ class Kind(IntEnum):
     was asked for."""
     GET_MANY = 40
     """Chunk keys → the images of those that are there, in the body, as PUT has them."""
+    LOOK = 48
+    """PathAsk → Entry: a local file, folder or link."""
+    LIST_FOLDER = 49
+    """PathAsk → entries of a local folder in the body (ListReply)."""
+    SUMS = 50
+    """SumsAsk → checksums of chunks of a local file in the body, 16 bytes each."""
+    READ = 51
+    """ReadAsk → bytes of a local file in the body."""
+    TAKE = 52
+    """Take in the body → whole small local files, one behind the other in the body; TakeReply."""
+    BEGIN = 53
+    """Begin → BeginReply: a file is going to be received."""
+    HAVE = 54
+    """Have, checksums in the body → HaveReply: which of these chunks are there already."""
+    WRITE = 55
+    """Write, a chunk in the body → empty."""
+    FINISH = 56
+    """Number → empty: all is there and durable, the file has its name."""
+    ABANDON = 57
+    """Number → empty: it is not going on now; what has come stays as a partial file."""
+    HAVE_SMALL = 58
+    """SmallFiles in the body → HaveReply: which of these files are there already."""
+    PUT_SMALL = 59
+    """SmallFiles and their bytes in the body → Failures; the others are durable and named."""
+    MAKE = 60
+    """Make in the body → Failures: folders and links."""
 
 
 def tag_of(kind: Kind) -> int:

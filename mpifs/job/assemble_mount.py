@@ -28,6 +28,8 @@ class MountRequest:
     launch_agent: str
     mpi: str
     geometry: Geometry
+    local: str = ""
+    """Of --local: the hosts' folder for the ranks' own files."""
 
 
 def default_workers(store: str, slots: int) -> int | None:
@@ -47,6 +49,7 @@ def _config(request: MountRequest, folder: VolumeFolder, workers: int) -> JobCon
         launch_agent=request.launch_agent,
         mpi="" if request.mpi == "auto" else request.mpi,
         restarts=parse_options(words, folder.path).restarts,
+        local=os.path.abspath(request.local) if request.local else "",
     )
 
 

@@ -15,6 +15,7 @@ from mpifs.job.folder import VolumeFolder
 
 SERVE = "serve"
 FSCK = "fsck"
+TRANSFER = "transfer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,10 @@ class JobConfig:
     restarts: int = 0
     """How often the supervisor brings the volume back after a crash."""
     task: str = SERVE
-    """What rank 0 does: SERVE the volume, or FSCK it (which starts whatever is missing)."""
+    """What rank 0 does: SERVE the volume, FSCK it (which starts whatever is missing), or TRANSFER
+    files between the ranks' local disks, without a volume."""
+    local: str = ""
+    """--local DIR: below it each rank of a host has a folder `rank-K`; "" = no transfers."""
 
     @property
     def folder(self) -> VolumeFolder:

@@ -36,7 +36,7 @@ from mpifs.index.index import Index
 from mpifs.job import files, leftovers, processes, rank, report
 from mpifs.job import state as job_state
 from mpifs.job.assembly import build_vfs
-from mpifs.job.config import FSCK, JobConfig
+from mpifs.job.config import FSCK, TRANSFER, JobConfig
 from mpifs.job.control import ControlServer
 from mpifs.job.crew import Crew
 from mpifs.job.fsck_live import LiveChecks
@@ -52,6 +52,8 @@ from mpifs.job.roster import LOST
 from mpifs.job.scrub_service import ScrubService
 from mpifs.job.signals import SignalGate
 from mpifs.job.stores_service import StoresService
+from mpifs.job.transfer_master import TransferMaster
+from mpifs.job.transfer_service import TransferService
 from mpifs.kv import Sync
 from mpifs.repair.copies import CopyStores
 from mpifs.repair.index_copier import IndexCopier
@@ -169,14 +171,24 @@ class Master:
         fsck.register(control)
         scrub.register(control)
         StoresService(folder.index, index, vfs, self.client, crew, heal).register(control)
+        transfers = self._transfers(control)
         control.start()
         self._undo.callback(control.close)
         self._undo.callback(scrub.close)
         self._undo.callback(heal.close)
         self._undo.callback(fsck.close)
+        if transfers is not None:
+            self._undo.callback(transfers.close)
         if not self.config.mountpoint:
             watch = threading.Thread(target=self._await_clients, args=(control,), daemon=True)
             watch.start()
+
+    def _transfers(self, control: ControlServer) -> TransferService | None:
+        if not self.config.local:
+            return None
+        service = TransferService(self.client, self.crew, self.config.local)
+        service.register(control)
+        return service
 
     def _copy_stores(self, index: Index) -> CopyStores:
         crew = self.crew
@@ -276,6 +288,12 @@ def _drop_caches(vfs: Vfs) -> dict[str, Any]:
     return {}
 
 
+def _master_of(config: JobConfig, endpoint: Endpoint) -> Master | FsckMaster | TransferMaster:
+    if config.task == FSCK:
+        return FsckMaster(config, endpoint)
+    return (TransferMaster if config.task == TRANSFER else Master)(config, endpoint)
+
+
 def serve(config_of: Callable[[int], JobConfig], endpoint: Endpoint, gate: SignalGate) -> int:
     """Runs rank 0; the exit code.  Raises OSError with the reason why it could not serve."""
     client = Client(endpoint)
@@ -284,8 +302,7 @@ def serve(config_of: Callable[[int], JobConfig], endpoint: Endpoint, gate: Signa
         rank.announce(config.folder, config.job)
         if config.workers > endpoint.size - 1:
             raise PosixError(errno.EINVAL, f"started with {endpoint.size - 1} workers")
-        is_fsck = config.task == FSCK
-        master = FsckMaster(config, endpoint) if is_fsck else Master(config, endpoint)
+        master = _master_of(config, endpoint)
     except BaseException:
         Crew(client, endpoint.size - 1).dismiss()
         raise

@@ -303,7 +303,9 @@ def main() -> int:
     """Entry of the background process; the lock's descriptor stays open until it ends."""
     folder = VolumeFolder(sys.argv[1])
     os.set_inheritable(int(sys.argv[2]), False)
-    return Supervisor(job_config.read(folder)).run()
+    code = Supervisor(job_config.read(folder)).run()
+    sessions.remove_ownerless(folder.path)
+    return code
 
 
 if __name__ == "__main__":

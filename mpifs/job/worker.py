@@ -11,6 +11,7 @@ from mpifs.core.limits import (
 from mpifs.fuse.process import prepare_process
 from mpifs.job.signals import SignalGate
 from mpifs.store.service import StoreService
+from mpifs.transfer.service import TransferService
 from mpifs.transport.client import Client
 from mpifs.transport.endpoint import Endpoint
 from mpifs.transport.server import Server
@@ -24,11 +25,15 @@ def serve(volume: str, endpoint: Endpoint, gate: SignalGate) -> int:
     """
     prepare_process()
     pool = BufferPool(IMAGE_HEADER_BYTES, SERVER_BUFFER_BYTES)
-    service = StoreService(volume, endpoint.host(endpoint.rank), peers=Client(endpoint))
+    host, peers = endpoint.host(endpoint.rank), Client(endpoint)
+    service = StoreService(volume, host, peers=peers)
+    transfers = TransferService(host, peers)
+    service.others |= transfers.handlers
     gate.arm(service.expect_end)
     server = Server(endpoint, service.handle, pool.take, pool.give)
     try:
         server.run(service.should_stop, service.idle)
+        transfers.stop()
         server.flush(FINALIZE_TIMEOUT_S)
     finally:
         service.close()
