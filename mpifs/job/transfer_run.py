@@ -245,6 +245,8 @@ def list_of(numbers: Sequence[int]) -> str:
 def _line_of(row: Row) -> str:
     """`worker 1: stored a.bin from master: 3.0 MiB, 3 chunks, 3 sent, 1.1 GiB/s`."""
     tally = row.tally
+    if not tally.chunks and tally.files == 1 and not tally.total:
+        return f"{rank_name(row.target)}: no chunk of {shown(row.label)} falls to it"
     words = [human(tally.bytes)]
     if tally.files != 1 or tally.folders:
         words.append(plural(tally.files, "file"))

@@ -30,6 +30,7 @@ from mpifs.transfer.pattern import matching
 from mpifs.transfer.tally import Tally
 
 Names = Sequence[bytes]
+_NAMES_SHOWN = 4  # of what a collect has found, in the line of a worker; else the pattern.
 
 
 def _check_rows(count: int) -> None:
@@ -173,6 +174,8 @@ def collect(pattern: bytes, ranks: Sequence[int], into: bytes) -> Work:
             if not names:
                 run.end(row, NOTHING)
                 return
+            if len(names) <= _NAMES_SHOWN:
+                row.label = b" ".join(names)
             run.carry(row, names, joined(into, b"rank-%d" % row.source))
 
         run.all([partial(fetch, row) for row in rows])
@@ -211,7 +214,7 @@ def scatter(name: bytes, ranks: Sequence[int], chunk_bytes: int) -> Work:
                 run.end(row, FAILED, error)
             else:
                 mine = manifest.chunks_of(rank)
-                row.note = f"chunks {list_of(mine)}" if mine else "no chunk"
+                row.note = f"chunks {list_of(mine)}" if len(mine) > 1 else ""
                 run.end(row)
 
         run.all([partial(give, rank) for rank in ranks])

@@ -156,15 +156,14 @@ class LocalFolder:
         finally:
             os.close(descriptor)
 
-    @staticmethod
-    def _step(descriptor: int, part: bytes, done: bytes, *, make: bool) -> int:
+    def _step(self, descriptor: int, part: bytes, done: bytes, *, make: bool) -> int:
         if make:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(part, 0o777, dir_fd=descriptor)
         try:
             return os.open(part, _FOLDER_FLAGS, dir_fd=descriptor)
         except OSError as error:
-            raise _refusal(descriptor, part, done, error) from None
+            raise self._refusal(descriptor, part, done, error) from None
 
     @contextlib.contextmanager
     def place(self, path: bytes, *, make: bool = False) -> Iterator[tuple[int, bytes]]:
@@ -183,7 +182,7 @@ class LocalFolder:
             try:
                 descriptor = os.open(name, flags, dir_fd=folder)
             except OSError as error:
-                raise _refusal(folder, name, path, error) from None
+                raise self._refusal(folder, name, path, error) from None
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise PosixError(errno.EINVAL, f"{shown(path)} is no regular file")
@@ -200,7 +199,7 @@ class LocalFolder:
             try:
                 return entry_at(folder, name, b"/".join(parts))
             except OSError as error:
-                raise _refusal(folder, name, path, error) from None
+                raise self._refusal(folder, name, path, error) from None
 
     def entries(self, path: bytes, after: bytes, count: int) -> tuple[list[Entry], bool]:
         """At most `count` entries of a folder in the order of names, those behind `after`, and
@@ -217,17 +216,16 @@ class LocalFolder:
                     found.append(entry_at(folder, name, joined(path, name)))
             return found, len(names) <= count
 
-
-def _refusal(folder: int, name: bytes, path: bytes, error: OSError) -> PosixError:
-    """The sentence for a name that cannot be opened."""
-    code = error.errno or errno.EIO
-    with contextlib.suppress(OSError):
-        if stat.S_ISLNK(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
-            return PosixError(
-                errno.ELOOP,
-                f"{shown(path)} is a symbolic link, which could lead out of the rank's folder; "
-                "name what it points to",
-            )
-    if code == errno.ENOENT:
-        return PosixError(code, f"{shown(path)}: no such file in the rank's folder")
-    return PosixError(code, f"{shown(path)}: {os.strerror(code)}")
+    def _refusal(self, folder: int, name: bytes, path: bytes, error: OSError) -> PosixError:
+        """The sentence for a name that cannot be opened."""
+        code = error.errno or errno.EIO
+        with contextlib.suppress(OSError):
+            if stat.S_ISLNK(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+                return PosixError(
+                    errno.ELOOP,
+                    f"{shown(path)} is a symbolic link, which could lead out of {self.path}; "
+                    "name what it points to",
+                )
+        if code == errno.ENOENT:
+            return PosixError(code, f"{shown(path)}: no such file in {self.path}")
+        return PosixError(code, f"{shown(path)}: {os.strerror(code)} in {self.path}")
