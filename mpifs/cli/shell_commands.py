@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import typer
 
 from mpifs.cli.progress import human_size, printable
-from mpifs.cli.transfers import follow, parse_ranks, tell_errors
+from mpifs.cli.transfers import follow, parse_ranks, signals_noted, tell_errors
 from mpifs.core.errors import MpifsError
 from mpifs.core.transfer_messages import FOLDER, LINK
 
@@ -77,7 +78,7 @@ class ShellCommands:
         self._begun_s = time.monotonic()
         self._done = self._part = self._failed = 0
         self._files = self._bytes = 0
-        self._is_home = False
+        self._noted: list[int] = []
 
     @property
     def exit_code(self) -> int:
@@ -112,11 +113,12 @@ class ShellCommands:
             if name == "quit":
                 return False
             action: Callable[[argparse.Namespace], None] = getattr(self, f"_do_{name}")
-            action(found)
+            with signals_noted() as self._noted:
+                action(found)
+            if ends := [number for number in self._noted if number != signal.SIGINT]:
+                raise SystemExit(128 + ends[0])
         except (_UsageError, typer.BadParameter) as error:
             self._complain(f"{error}; write: {' '.join(HELP[name].split())}")
-        except KeyboardInterrupt:
-            self._complain(f"{name}: interrupted")
         except MpifsError as error:
             self._complain(str(error))
             if not self._is_alive():
@@ -160,7 +162,7 @@ class ShellCommands:
     # Transfers.
 
     def _follow(self, **request: Any) -> None:
-        outcome = follow(self._client, request, is_quiet=False)
+        outcome = follow(self._client, request, self._noted, is_quiet=False)
         sys.stdout.flush()
         tell_errors(request["command"], outcome)
         code = outcome.exit_code
@@ -219,7 +221,7 @@ class ShellCommands:
         if not colon or not rank.isdigit():
             raise _UsageError(f"{found.place}: name a rank")
         after, is_end = b"", False
-        while not is_end:
+        while not is_end and not self._noted:
             page = self._client.call(
                 "transfer.list", rank=int(rank), path=os.fsencode(path), after=after
             )

@@ -6,9 +6,12 @@ Exit codes: 0 all done, 1 none (or it could not run), 2 a part; a usage error is
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -106,7 +109,8 @@ class Outcome:
     rows: list[dict[str, Any]] = field(default_factory=list)
     reason: str = ""
     seconds: float = 0.0
-    is_interrupted: bool = False
+    signal: int = 0
+    """What ended it before its time."""
 
     @property
     def exit_code(self) -> int:
@@ -116,10 +120,14 @@ class Outcome:
             return 0
         return 2 if any(state in ("done", "part") for state in states) else 1
 
-    def errors(self) -> list[tuple[bytes, str]]:
-        """(name, sentence) of all that failed."""
-        found = [(path, sentence) for row in self.rows for path, sentence in row.get("errors", [])]
-        return [*found, *([(b"", self.reason)] if self.reason else [])]
+    def errors(self) -> list[tuple[str, bytes, str]]:
+        """(which worker's transfer, name, sentence) of all that failed."""
+        found = [
+            (_worker_of(row), path, sentence)
+            for row in self.rows
+            for path, sentence in row.get("errors", [])
+        ]
+        return [*found, *([("", b"", self.reason)] if self.reason else [])]
 
     def document(self, command: str) -> dict[str, Any]:
         """What --json prints."""
@@ -133,10 +141,18 @@ class Outcome:
             }
             for row in self.rows
         ]  # fmt: skip
-        errors = [{"path": _text(path), "error": sentence} for path, sentence in self.errors()]
+        errors = [
+            {"worker": who, "path": _text(path), "error": sentence}
+            for who, path, sentence in self.errors()
+        ]
         seconds = round(self.seconds, 3)
         return {"command": command, **totals, "seconds": seconds, "transfers": rows,
                 "errors": errors}  # fmt: skip
+
+
+def _worker_of(row: dict[str, Any]) -> str:
+    rank = row["to"] or row["from"]
+    return f"worker {rank}" if rank > 0 else ""
 
 
 def _text(name: bytes) -> str:
@@ -149,47 +165,64 @@ def carry_out(ranks: WhichRanks, request: dict[str, Any], *, as_json: bool) -> i
     from mpifs.job.signals import term_as_interrupt
     from mpifs.job.transfer_access import reaching
 
-    with term_as_interrupt(), reaching(ranks) as client:
-        outcome = follow(client, request, is_quiet=as_json)
+    with term_as_interrupt(), reaching(ranks) as client, signals_noted() as noted:
+        outcome = follow(client, request, noted, is_quiet=as_json)
     if as_json:
         print_json(outcome.document(request["command"]))
     tell_errors(request["command"], outcome)
     return outcome.exit_code
 
 
+@contextlib.contextmanager
+def signals_noted() -> Iterator[list[int]]:
+    """Signals that would end the command are appended to the list instead: a call to rank 0 must
+    not be left half-way."""
+    noted: list[int] = []
+    before = [
+        (number, signal.signal(number, lambda number, frame: noted.append(number)))
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    ]
+    try:
+        yield noted
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+
+
 def tell_errors(command: str, outcome: Outcome) -> None:
     """One line on stderr for each failure."""
     from mpifs.cli.progress import printable
 
-    for path, sentence in outcome.errors():
+    for who, path, sentence in outcome.errors():
         is_named = not path or printable(path) in sentence
         name = "" if is_named else f"{printable(path)}: "
-        text = f"mpifs {command}: {name}{sentence}"
+        where = f"{who}: " if who and f"{who}:" not in sentence else ""
+        text = f"mpifs {command}: {where}{name}{sentence}"
         sys.stderr.write(text.encode("utf-8", "backslashreplace").decode() + "\n")
-    if outcome.is_interrupted:
-        sys.stderr.write(f"mpifs {command}: interrupted; run it again and it goes on\n")
 
 
-def follow(client: ControlClient, request: dict[str, Any], *, is_quiet: bool) -> Outcome:
-    """Starts a request and shows it to its end, or to Ctrl-C and what that takes."""
+def follow(
+    client: ControlClient, request: dict[str, Any], noted: list[int], *, is_quiet: bool
+) -> Outcome:
+    """Starts a request and shows it to its end, or to a signal in `noted` and what that takes."""
+    from mpifs.core.errors import MpifsError
+
     outcome, begun = Outcome(), time.monotonic()
     number = client.call("transfer.start", **request)["number"]
     shown = _Shown(request["command"], is_quiet=is_quiet)
     try:
-        while True:
-            try:
-                answer = client.call("transfer.poll", number=number)
-            except KeyboardInterrupt:
-                if outcome.is_interrupted:
-                    raise
-                outcome.is_interrupted = True
-                client.call("transfer.cancel", number=number)
-                continue
+        while len(noted) < 2:  # who presses Ctrl-C twice does not wait for the end
+            answer = client.call("transfer.poll", number=number)
             outcome.rows += answer["ended"]
             shown.show(answer)
             if answer["state"] == "over":
                 outcome.reason = answer["reason"]
                 break
+            if noted and not outcome.signal:
+                outcome.signal = noted[0]
+                client.call("transfer.cancel", number=number)
+    except MpifsError as error:
+        outcome.reason = f"rank 0 has gone ({error}); run the command again, it goes on"
     finally:
         shown.end()
     outcome.seconds = time.monotonic() - begun

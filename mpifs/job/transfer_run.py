@@ -255,7 +255,8 @@ def _line_of(row: Row) -> str:
     elif not tally.sent:
         words.append("there already, nothing sent")
     else:
-        words.append(f"{tally.sent} of {plural(tally.chunks, 'chunk')} sent, the others were there")
+        words.append(f"{tally.sent} of {plural(tally.chunks, 'chunk')} sent")
+        words.append("the others were there or are zeros")
     if row.seconds > 0 and tally.sent_bytes:
         words.append(f"{human(tally.sent_bytes / row.seconds)}/s")
     if tally.error_count:

@@ -25,7 +25,7 @@ from mpifs.core.transfer_messages import FILE, FOLDER, LINK, Entry, Failure
 from mpifs.transfer.ends import Promise, Sink, Source
 from mpifs.transfer.folder import is_part, joined, leads_out, parts_of, shown
 from mpifs.transfer.long_file import move_long
-from mpifs.transfer.tally import CancelledTransferError, Tally
+from mpifs.transfer.tally import CancelledTransferError, EndedTransferError, Tally
 
 _FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -34,7 +34,7 @@ def is_fatal(error: OSError) -> bool:
     """Whether nothing else of a transfer can go well after this."""
     if isinstance(error, RemoteError):
         return error.errno in _FATAL
-    is_away = isinstance(error, SilentError | CancelledTransferError)
+    is_away = isinstance(error, SilentError | CancelledTransferError | EndedTransferError)
     return is_away or error.errno in _FATAL
 
 
@@ -57,6 +57,10 @@ class Mover:
         for name in names:
             try:
                 self._move_name(name)
+            except EndedTransferError:
+                rest = f"{shown(name)}: the rest was not sent; when that is mended run it again"
+                self._tally.fail(name, MpifsError(rest))
+                break
             except OSError as error:
                 self._tally.fail(name, error)
                 if is_fatal(error):
@@ -98,10 +102,12 @@ class Mover:
                         todo.append(entry)
                     else:
                         self._move_entry(entry, links)
+                except EndedTransferError:
+                    raise
                 except OSError as error:
                     self._tally.fail(entry.path, error)
                     if is_fatal(error):
-                        raise
+                        raise EndedTransferError from None
         self._flush_all()
         self._make(links, is_last=False)
         self._make(self._folders[::-1], is_last=True)
@@ -222,7 +228,7 @@ class Mover:
                 self._tally.fail(entry.path, PosixError(failure.code, failure.detail))
         for failure in failures.values():
             if failure.code in _FATAL:
-                raise PosixError(failure.code, failure.detail)
+                raise EndedTransferError
 
     def _note(self, entry: Entry) -> None:
         self._tally.files += 1

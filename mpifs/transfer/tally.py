@@ -15,6 +15,10 @@ class CancelledTransferError(MpifsError):
         super().__init__("interrupted; run the command again and it goes on")
 
 
+class EndedTransferError(MpifsError):
+    """A transfer cannot go on; why is in its tally already."""
+
+
 class Tally:
     """See the module.  `cancel` makes the next `check` raise."""
 
