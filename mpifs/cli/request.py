@@ -42,4 +42,4 @@ def request(
         "command": "send", "names": [os.fsencode(name) for name in files], "source": source,
         "targets": targets, "into": os.fsencode(into),
     }  # fmt: skip
-    return t.carry_out(ranks, asked, as_json=as_json)
+    return t.carry_out(ranks, asked, as_json=as_json, title="request")

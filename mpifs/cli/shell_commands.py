@@ -161,10 +161,10 @@ class ShellCommands:
 
     # Transfers.
 
-    def _follow(self, **request: Any) -> None:
-        outcome = follow(self._client, request, self._noted, is_quiet=False)
+    def _follow(self, title: str, **request: Any) -> None:
+        outcome = follow(self._client, request, self._noted, is_quiet=False, title=title)
         sys.stdout.flush()
-        tell_errors(request["command"], outcome)
+        tell_errors(title, outcome)
         code = outcome.exit_code
         self._done += code == 0
         self._part += code == 2
@@ -172,27 +172,27 @@ class ShellCommands:
         self._files += sum(row["files"] for row in outcome.rows)
         self._bytes += sum(row["sent_bytes"] for row in outcome.rows)
 
-    def _do_send(self, found: argparse.Namespace) -> None:
+    def _do_send(self, found: argparse.Namespace, title: str = "send") -> None:
         targets = parse_ranks(found.to)
         if found.source in targets:
             raise _UsageError(f"rank {found.source} has them already; leave it out of --to")
         names = [os.fsencode(name) for name in found.files]
         self._follow(
-            command="send", names=names, source=found.source, targets=targets,
+            title, command="send", names=names, source=found.source, targets=targets,
             into=os.fsencode(found.into),
         )  # fmt: skip
 
     def _do_request(self, found: argparse.Namespace) -> None:
-        self._do_send(found)
+        self._do_send(found, "request")
 
     def _do_broadcast(self, found: argparse.Namespace) -> None:
         names = [os.fsencode(name) for name in found.files]
-        self._follow(command="broadcast", names=names, into=os.fsencode(found.into))
+        self._follow("broadcast", command="broadcast", names=names, into=os.fsencode(found.into))
 
     def _do_collect(self, found: argparse.Namespace) -> None:
         targets = parse_ranks(found.source, "--from") if found.source else []
         self._follow(
-            command="collect", names=[os.fsencode(found.pattern)], targets=targets,
+            "collect", command="collect", names=[os.fsencode(found.pattern)], targets=targets,
             into=os.fsencode(found.into),
         )  # fmt: skip
 
@@ -200,11 +200,13 @@ class ShellCommands:
         from mpifs.job.sizes import parse_size
 
         size = parse_size(found.chunk_size)
-        self._follow(command="scatter", names=[os.fsencode(found.file)], chunk_bytes=size)
+        self._follow(
+            "scatter", command="scatter", names=[os.fsencode(found.file)], chunk_bytes=size
+        )
 
     def _do_gather(self, found: argparse.Namespace) -> None:
         into = os.fsencode(found.to)
-        self._follow(command="gather", names=[os.fsencode(found.file)], into=into)
+        self._follow("gather", command="gather", names=[os.fsencode(found.file)], into=into)
 
     # Looking.
 

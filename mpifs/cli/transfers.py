@@ -159,17 +159,17 @@ def _text(name: bytes) -> str:
     return name.decode("utf-8", "surrogateescape")
 
 
-def carry_out(ranks: WhichRanks, request: dict[str, Any], *, as_json: bool) -> int:
-    """Reaches the ranks, has it done, tells; the exit code."""
+def carry_out(ranks: WhichRanks, request: dict[str, Any], *, as_json: bool, title: str = "") -> int:
+    """Reaches the ranks, has it done, tells as the command `title`; the exit code."""
     from mpifs.cli.progress import print_json
     from mpifs.job.signals import term_as_interrupt
     from mpifs.job.transfer_access import reaching
 
     with term_as_interrupt(), reaching(ranks) as client, signals_noted() as noted:
-        outcome = follow(client, request, noted, is_quiet=as_json)
+        outcome = follow(client, request, noted, is_quiet=as_json, title=title)
     if as_json:
-        print_json(outcome.document(request["command"]))
-    tell_errors(request["command"], outcome)
+        print_json(outcome.document(title or request["command"]))
+    tell_errors(title or request["command"], outcome)
     return outcome.exit_code
 
 
@@ -202,14 +202,19 @@ def tell_errors(command: str, outcome: Outcome) -> None:
 
 
 def follow(
-    client: ControlClient, request: dict[str, Any], noted: list[int], *, is_quiet: bool
+    client: ControlClient,
+    request: dict[str, Any],
+    noted: list[int],
+    *,
+    is_quiet: bool,
+    title: str = "",
 ) -> Outcome:
     """Starts a request and shows it to its end, or to a signal in `noted` and what that takes."""
     from mpifs.core.errors import MpifsError
 
     outcome, begun = Outcome(), time.monotonic()
     number = client.call("transfer.start", **request)["number"]
-    shown = _Shown(request["command"], is_quiet=is_quiet)
+    shown = _Shown(title or request["command"], is_quiet=is_quiet)
     try:
         while len(noted) < 2:  # who presses Ctrl-C twice does not wait for the end
             answer = client.call("transfer.poll", number=number)
@@ -221,8 +226,8 @@ def follow(
             if noted and not outcome.signal:
                 outcome.signal = noted[0]
                 client.call("transfer.cancel", number=number)
-    except MpifsError as error:
-        outcome.reason = f"rank 0 has gone ({error}); run the command again, it goes on"
+    except MpifsError:
+        outcome.reason = "rank 0 ended meanwhile; run the command again, it goes on"
     finally:
         shown.end()
     outcome.seconds = time.monotonic() - begun
