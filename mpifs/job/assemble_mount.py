@@ -49,8 +49,19 @@ def _config(request: MountRequest, folder: VolumeFolder, workers: int) -> JobCon
         launch_agent=request.launch_agent,
         mpi="" if request.mpi == "auto" else request.mpi,
         restarts=parse_options(words, folder.path).restarts,
-        local=os.path.abspath(request.local) if request.local else "",
+        local=_local(request),
     )
+
+
+def _local(request: MountRequest) -> str:
+    """The hosts' folder for the ranks' files.  Raises FormatError for one inside the mount, which
+    would wait for itself."""
+    if not request.local:
+        return ""
+    path, mountpoint = os.path.realpath(request.local), os.path.realpath(request.mountpoint)
+    if os.path.commonpath([path, mountpoint]) == mountpoint:
+        raise FormatError(f"--local {request.local} lies in the mount; give a local disk's folder")
+    return os.path.abspath(request.local)
 
 
 def mount(request: MountRequest, *, foreground: bool) -> int:

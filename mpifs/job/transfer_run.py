@@ -18,6 +18,7 @@ from typing import Any
 from mpifs.core.errors import MpifsError, PosixError
 from mpifs.core.limits import (
     TRANSFER_AT_ONCE,
+    TRANSFER_ERRORS_MAX,
     TRANSFER_JOIN_S,
     TRANSFER_LINES_MAX,
     TRANSFER_NEWS_MAX,
@@ -30,6 +31,9 @@ log = logging.getLogger(__name__)
 WAITING, RUNNING, DONE, PART, FAILED, NOTHING = (
     "waiting", "running", "done", "part", "failed", "nothing",
 )  # fmt: skip
+
+
+_ROWS_TOLD = 200  # ended transfers in one answer: far below a frame of the control socket.
 
 
 def rank_name(rank: int) -> str:
@@ -127,7 +131,7 @@ class TransferRun:
                 self._lock.wait(timeout_s)
             is_over = self._is_over
             lines = [self._news.popleft() for _ in range(min(len(self._news), 1000))]
-            ended = [self._ended.popleft() for _ in range(min(len(self._ended), 200))]
+            ended = self._take_ended()
             has_more = bool(self._news or self._ended)
         running = [row for row in self.rows if row.state == RUNNING]
         return {
@@ -138,6 +142,15 @@ class TransferRun:
             "ended": [_with_errors(row) for row in ended],
             "waiting": sum(row.state == WAITING for row in self.rows),
         }
+
+    def _take_ended(self) -> list[Row]:
+        """As many as one answer holds.  Requires: _lock is held."""
+        taken: list[Row] = []
+        errors = 0
+        while self._ended and len(taken) < _ROWS_TOLD and errors < TRANSFER_ERRORS_MAX:
+            taken.append(self._ended.popleft())
+            errors += len(taken[-1].tally.errors)
+        return taken
 
     def _run(self) -> None:
         try:

@@ -118,6 +118,7 @@ class TransferService:
             raise ProtocolError("transfer.start without its arguments")
         if not all(isinstance(name, bytes) for name in names):
             raise ProtocolError("transfer.start with impossible names")
+        names = list(dict.fromkeys(names))
         for name in [*names, into]:
             parts_of(name)
         if command == "send":

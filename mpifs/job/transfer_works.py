@@ -30,7 +30,7 @@ from mpifs.transfer.pattern import matching
 from mpifs.transfer.tally import Tally
 
 Names = Sequence[bytes]
-_NAMES_SHOWN = 4  # of what a collect has found, in the line of a worker; else the pattern.
+_NAMES_SHOWN = 4  # in the line of a worker; more are only counted.
 
 
 def _check_rows(count: int) -> None:
@@ -67,7 +67,7 @@ def broadcast(names: Names, ranks: Sequence[int], into: bytes) -> Work:
 
     def work(run: TransferRun) -> None:
         away = run.ready(ranks)
-        label = b" ".join(names)
+        label = b" ".join(names) if len(names) <= _NAMES_SHOWN else b"%d files" % len(names)
         rows = {rank: run.add(label, MASTER, rank) for rank in ranks}
         for rank, error in away.items():
             run.end(rows.pop(rank), FAILED, error)

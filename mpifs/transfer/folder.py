@@ -160,6 +160,7 @@ class LocalFolder:
         if make:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(part, 0o777, dir_fd=descriptor)
+                os.fsync(descriptor)
         try:
             return os.open(part, _FOLDER_FLAGS, dir_fd=descriptor)
         except OSError as error:

@@ -47,11 +47,13 @@ from mpifs.transfer.folder import LocalFolder
 from mpifs.transfer.pulls import Pulls
 from mpifs.transfer.sink import LocalSink
 from mpifs.transfer.source import LocalSource
+from mpifs.transfer.tally import cut
 from mpifs.transport.client import Client
 from mpifs.transport.request import Request
 
 _log = logging.getLogger(__name__)
-_DETAIL_MAX = 150  # characters of an item's sentence: a pack's failures stay below ARGS_BYTES_MAX.
+_MASTER_RANK = 0
+_DETAIL_MAX = 150  # bytes of an item's sentence: a pack's failures stay below ARGS_BYTES_MAX.
 
 
 class _Local:
@@ -156,6 +158,8 @@ class TransferService:
 
     def _set_local(self, request: Request) -> None:
         asked = decode_args(request.args, Local)
+        if request.source != _MASTER_RANK:
+            raise PosixError(errno.EPERM, "only rank 0 says where local files are")
         path = rank_folder(os.fsdecode(asked.folder), asked.rank)
         with self._lock:
             if self._local is None or self._local.folder.path != os.path.abspath(path):
@@ -266,4 +270,4 @@ def _body(request: Request) -> memoryview:
 
 
 def _short(failures: list[Failure]) -> list[Failure]:
-    return [Failure(each.item, each.code, each.detail[:_DETAIL_MAX]) for each in failures]
+    return [Failure(each.item, each.code, cut(each.detail, _DETAIL_MAX)) for each in failures]

@@ -8,6 +8,11 @@ from mpifs.core.limits import TRANSFER_ERRORS_MAX, TRANSFER_ERRORS_TOLD
 from mpifs.core.transfer_messages import TallyReport
 
 
+def cut(sentence: str, length: int) -> str:
+    """Its first `length` bytes, so that an answer stays within its limit."""
+    return sentence.encode("utf-8", "backslashreplace")[:length].decode("utf-8", "ignore")
+
+
 class CancelledTransferError(MpifsError):
     """Whoever asked for the transfer wants it no more.  What has come stays as a partial file."""
 
@@ -61,7 +66,7 @@ class Tally:
         """The figures, and errors from number `after` on as far as they fit."""
         is_over = self.is_over  # before the rest: an end is told with all there is.
         found = self.errors[after : after + TRANSFER_ERRORS_TOLD]
-        errors = [(path[:512], sentence[:600]) for path, sentence in found]
+        errors = [(path[:512], cut(sentence, 512)) for path, sentence in found]
         return TallyReport(
             self.files,
             self.folders,
