@@ -291,6 +291,7 @@ TRANSFER_RECEIVING_MAX = 256  # files being received at once by a rank, a descri
 TRANSFER_RECEIVING_S = 600.0  # one that nobody has asked for since is closed; its part stays.
 TRANSFER_PULLS_MAX = 32  # pulls of one worker at once, a thread each.
 TRANSFER_PULLS_KEPT = 256  # pulls that have ended whose report may still be asked for.
+TRANSFER_LOOK_S = 0.25  # how soon a transfer that is cancelled stops waiting for another rank.
 TRANSFER_POLL_S = 0.1  # rank 0 asks so often how far a pull is.
 TRANSFER_AT_ONCE = 32  # transfers of one command under way at once, a thread each in rank 0.
 TRANSFER_ROWS_MAX = 10_000  # files × ranks of one command; more go as a folder.

@@ -167,7 +167,7 @@ def collect(pattern: bytes, ranks: Sequence[int], into: bytes) -> Work:
                 run.end(row, FAILED, away[row.source])
                 return
             try:
-                names = matching(run.carrier.source(row.source), pattern)
+                names = matching(run.carrier.source(row.source, row.tally.check), pattern)
             except OSError as error:
                 run.end(row, FAILED, error)
                 return
@@ -207,7 +207,7 @@ def scatter(name: bytes, ranks: Sequence[int], chunk_bytes: int) -> Work:
                 if names_all:
                     run.say(f"worker {rank}: stored chunk {index} of {shown(name)}")
 
-            source, sink = run.carrier.source(MASTER), run.carrier.sink(rank)
+            source, sink = run.carrier.source(MASTER), run.carrier.sink(rank, row.tally.check)
             try:
                 deal(source, manifest, rank, sink, row.tally, stored)
             except OSError as error:
@@ -237,7 +237,8 @@ def gather(name: bytes, ranks: Sequence[int], to: bytes) -> Work:
                 if rank not in ranks:
                     raise PosixError(errno.ENXIO, f"its chunks on rank {rank} are not in this job")
             dealt = DealtSource(
-                manifest, {rank: run.carrier.source(rank) for rank in manifest.ranks}
+                manifest,
+                {rank: run.carrier.source(rank, row.tally.check) for rank in manifest.ranks},
             )
             entry = manifest.entry
             target = type(entry)(
@@ -266,7 +267,7 @@ def _agreed(run: TransferRun, name: bytes, ranks: Sequence[int]) -> Manifest:
     for rank in ranks:
         run.check()
         try:
-            manifest = read_manifest(run.carrier.source(rank), name)
+            manifest = read_manifest(run.carrier.source(rank, run.check), name)
         except MpifsError as error:
             failed = error
             continue

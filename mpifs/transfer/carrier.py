@@ -77,13 +77,13 @@ class Carrier:
                 found[rank] = error
         return found
 
-    def source(self, rank: int) -> Source:
-        """Where files of a rank come from."""
-        return RemoteSource(self._client, rank) if rank != MASTER else self._source
+    def source(self, rank: int, check: Callable[[], None] = lambda: None) -> Source:
+        """Where files of a rank come from; `check` may raise to end a wait for it."""
+        return RemoteSource(self._client, rank, check) if rank != MASTER else self._source
 
-    def sink(self, rank: int) -> Sink:
+    def sink(self, rank: int, check: Callable[[], None] = lambda: None) -> Sink:
         """Where files of a rank go."""
-        return RemoteSink(self._client, rank) if rank != MASTER else self._sink
+        return RemoteSink(self._client, rank, check) if rank != MASTER else self._sink
 
     def can_carry(self, source: int, target: int) -> bool:
         """Whether two ranks have a link; a worker that was restarted has one to rank 0 alone."""
@@ -97,7 +97,8 @@ class Carrier:
             if source == target:
                 raise PosixError(errno.EINVAL, f"rank {source} cannot send files to itself")
             if MASTER in (source, target):
-                Mover(self.source(source), self.sink(target), into, tally).move(names)
+                ends = self.source(source, tally.check), self.sink(target, tally.check)
+                Mover(*ends, into, tally).move(names)
             else:
                 self._order(source, target, names, into, tally)
         except OSError as error:

@@ -62,7 +62,7 @@ class Pulls:
 
     def _work(self, sink: LocalSink, asked: Pull, tally: Tally) -> None:
         try:
-            source = RemoteSource(self._peers, asked.source)
+            source = RemoteSource(self._peers, asked.source, tally.check)
             Mover(source, sink, asked.into, tally).move(asked.names)
         except Exception as error:  # noqa: BLE001 - who asked must hear
             _log.exception("a pull failed")

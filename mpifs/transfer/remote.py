@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
 from mpifs.core.checksum import CHECKSUM_BYTES, Buffer
 from mpifs.core.errors import MpifsError, ProtocolError
 from mpifs.core.kinds import Kind
-from mpifs.core.limits import TRANSFER_TIMEOUT_S
+from mpifs.core.limits import TRANSFER_LOOK_S, TRANSFER_TIMEOUT_S
 from mpifs.core.messages import decode_args, encode_args
 from mpifs.core.transfer_messages import (
     Begin,
@@ -32,15 +32,20 @@ from mpifs.core.transfer_messages import (
     Write,
 )
 from mpifs.transfer.ends import Taken
-from mpifs.transport.client import Client, Pending, Reply
+from mpifs.transport.client import Client, Pending, Reply, wait_any
+
+
+def _nothing() -> None:
+    """Nobody ends the wait before its time."""
 
 
 class _Rank:
-    """Requests to one rank."""
+    """Requests to one rank.  `check` is called while one waits, and may raise to give it up."""
 
-    def __init__(self, client: Client, rank: int) -> None:
+    def __init__(self, client: Client, rank: int, check: Callable[[], None] = _nothing) -> None:
         self._client = client
         self._rank = rank
+        self._check = check
 
     def _start(
         self, kind: Kind, args: msgspec.Struct | None = None, body: Buffer | None = None
@@ -56,18 +61,26 @@ class _Rank:
     def _ask(
         self, kind: Kind, args: msgspec.Struct | None = None, body: Buffer | None = None
     ) -> Reply:
-        return self._start(kind, args, body).wait()
+        return _await(self._start(kind, args, body), self._check)
+
+
+def _await(pending: Pending, check: Callable[[], None]) -> Reply:
+    """The reply.  Raises as Pending.result, and what `check` raises."""
+    while not wait_any((pending,), TRANSFER_LOOK_S):
+        check()
+    return pending.result()
 
 
 class _Bytes:
     """A promise of a reply's body."""
 
-    def __init__(self, pending: Pending, length: int) -> None:
+    def __init__(self, pending: Pending, check: Callable[[], None], length: int) -> None:
         self._pending = pending
+        self._check = check
         self._length = length
 
     def get(self) -> Buffer:
-        body = self._pending.wait().body
+        body = _await(self._pending, self._check).body
         if len(body) != self._length:
             raise ProtocolError(f"rank {self._pending.rank} sent other bytes than were asked for")
         return body
@@ -76,22 +89,24 @@ class _Bytes:
 class _Done:
     """A promise of an empty reply."""
 
-    def __init__(self, pending: Pending) -> None:
+    def __init__(self, pending: Pending, check: Callable[[], None]) -> None:
         self._pending = pending
+        self._check = check
 
     def get(self) -> None:
-        self._pending.wait()
+        _await(self._pending, self._check)
 
 
 class _Failed:
     """A promise of Failures."""
 
-    def __init__(self, pending: Pending, count: int) -> None:
+    def __init__(self, pending: Pending, check: Callable[[], None], count: int) -> None:
         self._pending = pending
+        self._check = check
         self._count = count
 
     def get(self) -> list[Failure]:
-        return _failures(self._pending.wait(), self._count)
+        return _failures(_await(self._pending, self._check), self._count)
 
 
 def _failures(reply: Reply, count: int) -> list[Failure]:
@@ -115,11 +130,13 @@ class RemoteSource(_Rank):
     def sums(self, entry: Entry, chunk_bytes: int, first: int, count: int) -> bytes:
         """See ends.Source."""
         asked = SumsAsk(entry, chunk_bytes, first, count)
-        return bytes(_Bytes(self._start(Kind.SUMS, asked), CHECKSUM_BYTES * count).get())
+        return bytes(
+            _Bytes(self._start(Kind.SUMS, asked), self._check, CHECKSUM_BYTES * count).get()
+        )
 
     def read(self, entry: Entry, offset: int, length: int) -> _Bytes:
         """See ends.Source."""
-        return _Bytes(self._start(Kind.READ, ReadAsk(entry, offset, length)), length)
+        return _Bytes(self._start(Kind.READ, ReadAsk(entry, offset, length)), self._check, length)
 
     def take(self, entries: Sequence[Entry]) -> list[Taken]:
         """See ends.Source."""
@@ -155,7 +172,7 @@ class RemoteSink(_Rank):
 
     def write(self, number: int, index: int, data: Buffer, checksum: bytes) -> _Done:
         """See ends.Sink."""
-        return _Done(self._start(Kind.WRITE, Write(number, index, checksum), data))
+        return _Done(self._start(Kind.WRITE, Write(number, index, checksum), data), self._check)
 
     def finish(self, number: int) -> None:
         """See ends.Sink."""
@@ -176,7 +193,7 @@ class RemoteSink(_Rank):
     ) -> _Failed:
         """See ends.Sink."""
         body = encode_args(SmallFiles(list(entries), list(sums), b"".join(data)))
-        return _Failed(self._start(Kind.PUT_SMALL, body=body), len(entries))
+        return _Failed(self._start(Kind.PUT_SMALL, body=body), self._check, len(entries))
 
     def make(self, entries: Sequence[Entry], *, is_last: bool) -> list[Failure]:
         """See ends.Sink."""
