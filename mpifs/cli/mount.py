@@ -9,6 +9,15 @@ import typer
 
 from mpifs.cli.mkfs import geometry_of
 
+Local = Annotated[
+    str,
+    typer.Option(
+        metavar="DIR",
+        help="A folder of each host's disk for the ranks' own files, DIR/rank-K: for send, "
+        "request, broadcast, collect, scatter, gather and shell.",
+    ),
+]
+
 
 def mount(
     store: Annotated[str, typer.Argument(metavar="STORE", help="The volume's folder.")],
@@ -38,14 +47,7 @@ def mount(
     mpi: Annotated[
         str, typer.Option(help="openmpi, mpich or the path of an mpiexec; also MPIFS_MPI.")
     ] = "auto",
-    local: Annotated[
-        str,
-        typer.Option(
-            metavar="DIR",
-            help="A folder of each host's disk for the ranks' own files, DIR/rank-K; for "
-            "send, request, broadcast, collect, scatter, gather and shell.",
-        ),
-    ] = "",
+    local: Local = "",
     chunk_size: Annotated[str | None, typer.Option(help="For a new volume, as in mkfs.")] = None,
     replicas: Annotated[int | None, typer.Option(help="For a new volume, as in mkfs.")] = None,
     checksum: Annotated[str | None, typer.Option(help="For a new volume, as in mkfs.")] = None,
