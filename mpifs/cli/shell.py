@@ -8,7 +8,6 @@ stopped), Ctrl-D or `quit` the shell.
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -103,6 +102,3 @@ def _ended_by_signals() -> Iterator[None]:
     finally:
         for number, handler in before:
             signal.signal(number, handler)
-        with contextlib.suppress(OSError):
-            sys.stdout.flush()
-            os.fsync(1)

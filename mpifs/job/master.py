@@ -188,6 +188,7 @@ class Master:
             return None
         service = TransferService(self.client, self.crew, self.config.local)
         service.register(control)
+        service.make_folders()
         return service
 
     def _copy_stores(self, index: Index) -> CopyStores:

@@ -22,6 +22,7 @@ from mpifs.core.limits import (
     TRANSFER_JOIN_S,
     TRANSFER_LINES_MAX,
     TRANSFER_NEWS_MAX,
+    TRANSFER_ROWS_TOLD,
 )
 from mpifs.transfer.carrier import MASTER, Carrier
 from mpifs.transfer.folder import shown
@@ -138,7 +139,7 @@ class TransferRun:
             "state": "over" if is_over and not has_more else "running",
             "reason": self._reason,
             "lines": lines,
-            "rows": [row.document() for row in running[:TRANSFER_AT_ONCE]],
+            "rows": [row.document() for row in running[:TRANSFER_ROWS_TOLD]],
             "ended": [_with_errors(row) for row in ended],
             "waiting": sum(row.state == WAITING for row in self.rows),
         }

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import logging
 import os
 import threading
 from collections.abc import Sequence
@@ -31,6 +32,8 @@ from mpifs.transfer.carrier import MASTER, Carrier
 from mpifs.transfer.folder import parts_of, shown
 from mpifs.transfer.service import rank_folder
 from mpifs.transport.client import Client
+
+log = logging.getLogger(__name__)
 
 
 class TransferService:
@@ -53,6 +56,12 @@ class TransferService:
         control.register_data("transfer.cancel", self._cancel)
         control.register("transfer.ranks", lambda args: self._ranks())
         control.register("transfer.list", self._list)
+
+    def make_folders(self) -> None:
+        """Has each rank make its folder now, so that files can be put there; logs what fails."""
+        for rank, answer in self._carrier.prepare([w.rank for w in self._workers()]).items():
+            if isinstance(answer, MpifsError):
+                log.warning("the local folder of rank %d: %s", rank, answer)
 
     def close(self) -> None:
         """Ends what is under way; partial files stay."""

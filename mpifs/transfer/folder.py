@@ -23,8 +23,11 @@ _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def shown(path: bytes) -> str:
-    """A name in a sentence."""
-    return path.decode("utf-8", "backslashreplace") or "."
+    """A name in a sentence: what cannot be printed stands as an escape."""
+    text = path.decode("utf-8", "backslashreplace") or "."
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
 
 
 def parts_of(path: bytes) -> list[bytes]:

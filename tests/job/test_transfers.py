@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import json
 import os
+import pty
 import random
+import re
+import select
 import shutil
 import signal
 import subprocess
@@ -291,3 +295,51 @@ def test_a_command_that_is_ended_leaves_nothing_but_its_part(
     assert again.returncode == 0, again.stderr
     assert 0 < json.loads(again.stdout)["sent"] <= LONG - ENOUGH
     assert start_of(running.pid) == 0
+
+
+ESCAPE = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|\x1b[=>]")
+
+
+def test_the_shell_on_a_terminal(mounted: Mounted, tmp_path: Path) -> None:
+    noise(mounted.rank(0) / "unusual-name", 10)
+    words = ["shell", "--mount", str(mounted.volume.mountpoint)]
+    pid, terminal = pty.fork()
+    if not pid:
+        os.environ.update(TERM="xterm", XDG_STATE_HOME=str(tmp_path), PROMPT_TOOLKIT_NO_CPR="1")
+        os.execv(sys.executable, [sys.executable, "-m", "mpifs", *words])
+    seen = ""
+
+    def await_text(text: str) -> None:
+        nonlocal seen
+        deadline = time.monotonic() + 30
+        while text not in seen:
+            assert time.monotonic() < deadline, seen
+            if select.select([terminal], [], [], 0.1)[0]:
+                seen += os.read(terminal, 65536).decode(errors="replace")
+                seen = ESCAPE.sub("", seen)
+        seen = seen.partition(text)[2]
+
+    try:
+        await_text("mpifs>")
+        os.write(terminal, b"ran\t")
+        await_text("ks")
+        os.write(terminal, b"\r")
+        await_text("worker 3: serving")
+        await_text("mpifs>")
+        os.write(terminal, b"send unus\t")
+        await_text("ual-name")
+        os.write(terminal, b" --to 3\r")
+        await_text("worker 3: stored unusual-name from master")
+        await_text("mpifs>")
+        os.write(terminal, b"\x03")
+        await_text("mpifs>")
+        os.write(terminal, b"\x04")
+        await_text("go on until it is unmounted")
+        with contextlib.suppress(OSError):  # EIO: the other end is closed.
+            while select.select([terminal], [], [], 10.0)[0] and os.read(terminal, 65536):
+                pass
+    finally:
+        os.close(terminal)  # which ends the shell if it has not ended
+        _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert "+send unusual-name --to 3" in (tmp_path / "mpifs" / "history").read_text()
