@@ -115,6 +115,7 @@ class Carrier:
                 f"worker {source} and worker {target} have no link to each other, because one of "
                 "them was restarted; send the files by way of rank 0, or start the job again",
             )
+        tally.check()
         body = encode_args(Pull(source, list(names), into))
         reply = self._client.call(target, Kind.PULL, body=body, timeout_s=REQUEST_TIMEOUT_S)
         number = decode_args(reply.args, PullNumber).number
