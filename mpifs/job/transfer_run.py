@@ -111,6 +111,11 @@ class TransferRun:
         self._thread.join(TRANSFER_JOIN_S)
         return not self._thread.is_alive()
 
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether its user wants it no more."""
+        return self._is_cancelled
+
     def check(self) -> None:
         """Raises CancelledTransferError."""
         if self._is_cancelled:

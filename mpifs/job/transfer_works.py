@@ -131,6 +131,7 @@ class _Tree:
             self._run.carrier.carry(source, target, names, into, row.tally)
             is_good = not row.tally.error_count
             is_again = not is_good and source != MASTER and target not in self._has_failed
+            is_again = is_again and not self._run.is_cancelled
             if is_again:  # perhaps it was the source; the master has the files for certain
                 self._run.say(
                     f"{rank_name(target)}: got nothing from {rank_name(source)} "

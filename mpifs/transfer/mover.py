@@ -46,7 +46,6 @@ class Mover:
         self._sink = sink
         self._into = joined(*parts_of(into))
         self._tally = tally
-        self._has_some = False
         self._pack: list[Entry] = []
         self._pack_bytes = 0
         self._stores: deque[tuple[list[Entry], Promise[list[Failure]]]] = deque()
@@ -82,7 +81,6 @@ class Mover:
         if entry.kind == FOLDER:
             self._move_tree(entry)
         else:
-            self._has_some = True  # asking costs no more than storing one file
             self._move_entry(entry, [])
             self._flush_all()
 
@@ -194,8 +192,9 @@ class Mover:
             entries.append(self._target(entry))
             sums.append(taken.checksum)
             data.append(taken.data)
-        there = self._sink.have_small(entries, sums) if self._has_any(entries, sums) else b""
-        if there:
+        # Asking costs a thirtieth of what storing them, each synced, does.
+        there = self._sink.have_small(entries, sums) if entries else b""
+        if any(there):
             for entry, is_there in zip(entries, there, strict=True):
                 if is_there:
                     self._note(entry)
@@ -207,13 +206,6 @@ class Mover:
             self._stores.append((entries, self._sink.put_small(entries, sums, data)))
         if len(self._stores) > 1:
             self._settle()
-
-    def _has_any(self, entries: list[Entry], sums: list[bytes]) -> bool:
-        """Whether asking what is there is worth it: the first of a pack is asked for, unless
-        something was found there before."""
-        if entries and not self._has_some:
-            self._has_some = any(self._sink.have_small(entries[:1], sums[:1]))
-        return bool(entries) and self._has_some
 
     def _settle(self) -> None:
         entries, promise = self._stores.popleft()
