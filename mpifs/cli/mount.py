@@ -55,7 +55,9 @@ def mount(
         store, mountpoint, options or [], hosts, os.path.expanduser(launch_agent), mpi, geometry
     )
     if is_launched():
-        assemble_mount.in_given_world(request)
+        from mpifs.job.signals import SignalGate
+
+        assemble_mount.in_given_world(request, SignalGate())
     return assemble_mount.mount(request, foreground=foreground)
 
 

@@ -272,3 +272,8 @@ BENCH_END_S = 5.0  # a helper process ends at the end of its input at once; then
 BENCH_BUSY_S = 3.0  # an indexer or a shell that looks into the run's own mount soon leaves it.
 BENCH_SIZE_MIN = 8 * MIB  # of the large file: below it there is less than a chunk per reader.
 BENCH_DRIVERS_MAX = 64  # processes that work at once; more workers than that share them.
+
+# A volume for the length of a command (`mpifs run`).
+RUN_LOOK_S = 0.5  # how soon the loss of the volume is seen that no signal tells.
+RUN_GRACE_S = 4.0  # from SIGTERM to SIGKILL of the command: of the 10 s in which all must be gone
+RUN_LEFT_GRACE_S = 2.0  # this is for what it left running, the rest for unmount and the ranks' end.

@@ -38,6 +38,10 @@ class JobConfig:
     """How often the supervisor brings the volume back after a crash."""
     task: str = SERVE
     """What rank 0 does: SERVE the volume, or FSCK it (which starts whatever is missing)."""
+    owner: list[int] = field(default_factory=list)
+    """`mpifs run`: [pid, start] of the process without which the job ends; else empty."""
+    removal: str = ""
+    """`mpifs run --scratch`: what goes with the job, run_scratch.ALL or CONTENTS; "" = nothing."""
 
     @property
     def folder(self) -> VolumeFolder:

@@ -17,7 +17,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mpifs import faultpoint
 from mpifs.core.errors import PosixError
@@ -33,7 +33,7 @@ from mpifs.datafile import DATA_NAME
 from mpifs.fuse import kernel_mounts
 from mpifs.fuse.mount import FuseMount
 from mpifs.index.index import Index
-from mpifs.job import files, leftovers, processes, rank, report
+from mpifs.job import files, leftovers, processes, rank, report, run_guard
 from mpifs.job import state as job_state
 from mpifs.job.assembly import build_vfs
 from mpifs.job.config import FSCK, JobConfig
@@ -58,6 +58,9 @@ from mpifs.repair.index_copier import IndexCopier
 from mpifs.transport.client import Client
 from mpifs.transport.endpoint import Endpoint
 from mpifs.vfs.facade import Vfs
+
+if TYPE_CHECKING:
+    from mpifs.job.run_escort import Escort
 
 log = logging.getLogger(__name__)
 _BUSY_GRACE_S = 2.0  # a signal's stop waits so long for users of the mount to leave.
@@ -94,6 +97,7 @@ class Master:
             )
             log.info("serving %s at %s", folder.path, self.config.mountpoint or "no mount")
             self._watch_hosts()
+            run_guard.stop_when_alone(self.config, self._stop, self._stop.set)
             watch = MemoryWatch(os.path.join(folder.index, DATA_NAME))
             while not self._stop.wait(MEMORY_LOOK_S):
                 watch.look()
@@ -276,7 +280,12 @@ def _drop_caches(vfs: Vfs) -> dict[str, Any]:
     return {}
 
 
-def serve(config_of: Callable[[int], JobConfig], endpoint: Endpoint, gate: SignalGate) -> int:
+def serve(
+    config_of: Callable[[int], JobConfig],
+    endpoint: Endpoint,
+    gate: SignalGate,
+    escort: Escort | None = None,
+) -> int:
     """Runs rank 0; the exit code.  Raises OSError with the reason why it could not serve."""
     client = Client(endpoint)
     try:
@@ -289,10 +298,11 @@ def serve(config_of: Callable[[int], JobConfig], endpoint: Endpoint, gate: Signa
     except BaseException:
         Crew(client, endpoint.size - 1).dismiss()
         raise
-    gate.arm(master.ask_to_stop)
+    stop = master.ask_to_stop
+    gate.arm(stop if escort is None else escort.begin(config, stop))
     try:
         master.run()
     except OSError as error:
         job_state.change(config.folder, config.job, job_state.FAILED, str(error))
         raise
-    return 0
+    return 0 if escort is None else escort.end()
