@@ -16,6 +16,7 @@ from typing import NamedTuple, cast
 import typer
 
 from mpifs import __version__
+from mpifs.cli.exit_code import ProgramExitCode
 
 COMMANDS = (
     "mkfs", "mount", "umount", "run", "status", "fsck", "scrub", "add", "drain", "replace",
@@ -32,8 +33,10 @@ class ExitCodes(NamedTuple):
     interrupted: int = 1
 
 
-_OWN_CODES = ("run",)  # their result is another program's exit code, whatever it is.
-_EXIT_CODES = {"fsck": ExitCodes(failed=8, usage=16, interrupted=32)}  # as fsck(8) says.
+_EXIT_CODES = {
+    "fsck": ExitCodes(failed=8, usage=16, interrupted=32),  # as fsck(8) says.
+    "run": ExitCodes(interrupted=130),  # as a shell says it of the command.
+}
 # typer carries a click of its own, or uses the real one; this is the right one's UsageError.
 _UsageError = cast("type[Exception]", typer.BadParameter.__mro__[1])
 
@@ -71,9 +74,9 @@ def run(arguments: list[str]) -> int:
     codes = _EXIT_CODES.get(wanted, ExitCodes())
     try:
         result = app(args=arguments, prog_name="mpifs", standalone_mode=False)
-        if (
-            result == _INTERRUPTED and wanted not in _OWN_CODES
-        ):  # what some versions of typer make of Ctrl-C.
+        if isinstance(result, ProgramExitCode):
+            return int(result)
+        if result == _INTERRUPTED:  # what some versions of typer make of Ctrl-C.
             return _fail("interrupted", codes.interrupted)
         return result if isinstance(result, int) else 0
     except _UsageError as error:

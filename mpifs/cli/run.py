@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mpifs.cli.exit_code import ProgramExitCode
 from mpifs.cli.mkfs import geometry_of
 from mpifs.cli.mount import hosts_of
 
@@ -66,4 +67,4 @@ def run(
         from mpifs.job import run_world
 
         run_world.run(request, command, scratch=scratch)
-    return run_mount.run(request, command, scratch=scratch)
+    return ProgramExitCode(run_mount.run(request, command, scratch=scratch))

@@ -38,7 +38,10 @@ def run(request: MountRequest, words: Sequence[str], *, scratch: bool) -> int:
         owner = list(processes.this_process())
         config = replace(config_of(request, folder, count), owner=owner, removal=removal)
         last_state = os.memfd_create("mpifs-last-state")
-        supervisor = launch.start(config, last_state)
+        try:
+            supervisor = launch.start(config, last_state)
+        except launch.InterruptedStartError:
+            raise KeyboardInterrupt from None
     return _Served(
         config, Process(supervisor.pid, processes.start_of(supervisor.pid)), last_state
     ).run(words)

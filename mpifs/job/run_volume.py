@@ -44,12 +44,7 @@ def volume_for(
     except FormatError:
         raise
     except BaseException as error:
-        is_start = isinstance(error, StartError)
-        log = (
-            _keep_log(place)
-            if is_start and not isinstance(error, launch.InterruptedStartError)
-            else ""
-        )
+        log = _keep_log(place) if isinstance(error, StartError) else ""
         run_scratch.remove(config)
         if log:
             raise StartError(str(error).replace(place.log, log)) from None

@@ -217,7 +217,8 @@ def test_interrupted_start(run: Run) -> None:
     run.look()
     assert run.process is not None
     run.process.send_signal(signal.SIGINT)
-    assert run.code() in (1, 130), run.error()
+    assert run.code() == 130, run.error()
+    assert "interrupted" in run.error()
     run.await_gone()
 
 
