@@ -20,7 +20,7 @@ from mpifs.cli.exit_code import ProgramExitCode
 
 COMMANDS = (
     "mkfs", "mount", "umount", "run", "status", "fsck", "scrub", "add", "drain", "replace",
-    "rebalance", "layout", "put", "get", "ls", "cat", "rm", "bench", "doctor",
+    "rebalance", "layout", "metrics", "profile", "put", "get", "ls", "cat", "rm", "bench", "doctor",
 )  # fmt: skip
 _INTERRUPTED = 130
 

@@ -277,3 +277,10 @@ BENCH_DRIVERS_MAX = 64  # processes that work at once; more workers than that sh
 RUN_LOOK_S = 0.5  # how soon the loss of the volume is seen that no signal tells.
 RUN_GRACE_S = 4.0  # from SIGTERM to SIGKILL of the command: of the 10 s in which all must be gone
 RUN_LEFT_GRACE_S = 2.0  # this is for what it left running, the rest for unmount and the ranks' end.
+
+# Watching a volume (`status --watch`, `metrics`, `profile`).
+FIGURES_BUCKETS = 25  # times by powers of two of a microsecond: the last one begins at 8 s,
+# and what takes longer than REQUEST_TIMEOUT_S fails.
+FIGURES_SLOW_S = 0.05  # a request that takes longer is kept by itself: rare on a healthy volume.
+FIGURES_SLOW_MAX = 64  # of them for each thread: a screen of them.
+WATCH_S = 1.0  # between two looks of `status --watch`.

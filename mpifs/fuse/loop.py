@@ -22,6 +22,7 @@ from collections.abc import Callable
 
 from mpifs.core.limits import BULK_BYTES, IDLE_LOOK_S, LEADER_LOOK_S, LEADER_STALL_S, LEADER_WIDE_S
 from mpifs.fuse.dispatch import Dispatch
+from mpifs.fuse.figures import FIGURES
 from mpifs.fuse.protocol import Opcode
 from mpifs.fuse.request import Request
 from mpifs.fuse.session import Session
@@ -97,6 +98,7 @@ class Loop:
     def _serve(self, number: int) -> None:
         request = self._session.request()
         serve = self._dispatch.serve
+        count = FIGURES.counter().count
         is_first = number == 0
         while True:
             size = self._receive(request, number)
@@ -115,6 +117,7 @@ class Loop:
                 ):
                     self._widen()
                 serve(request)
+                count(request.opcode, self._since[number], request)
             elif size == 0 or size not in _AGAIN:
                 break
         if is_first:

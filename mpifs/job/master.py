@@ -39,6 +39,7 @@ from mpifs.job.assembly import build_vfs
 from mpifs.job.config import FSCK, JobConfig
 from mpifs.job.control import ControlServer
 from mpifs.job.crew import Crew
+from mpifs.job.figures import figures
 from mpifs.job.fsck_live import LiveChecks
 from mpifs.job.fsck_master import FsckMaster
 from mpifs.job.fsck_service import ChecksTurn, FsckService
@@ -167,7 +168,14 @@ class Master:
         folder, crew = self.config.folder, self.crew
         control = ControlServer(folder.socket)
         control.register("stop", self._on_stop)
-        control.register("status", lambda _: report.status(self.config, index, vfs, crew, heal))
+
+        def status() -> report.Document:
+            return report.status(self.config, index, vfs, crew, heal)
+
+        control.register("status", lambda _: status())
+        control.register(
+            "figures", lambda _: figures(status, scrub.document, vfs, self.client, crew)
+        )
         control.register("drop_caches", lambda _: _drop_caches(vfs))
         files.FileService(vfs).register(control)
         fsck.register(control)
