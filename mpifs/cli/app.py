@@ -44,7 +44,6 @@ app = typer.Typer(
     name="mpifs",
     help="One mounted, checksummed file system out of the local disks of an MPI job.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -64,6 +63,11 @@ def _register(names: Sequence[str]) -> None:
     for name in names:
         module = importlib.import_module(f"mpifs.cli.{name}")
         app.command(name)(getattr(module, name))
+
+
+def register_all() -> None:
+    """Adds every command, for who wants to look at all."""
+    _register(COMMANDS)
 
 
 def run(arguments: list[str]) -> int:

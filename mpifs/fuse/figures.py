@@ -27,6 +27,7 @@ KINDS = {
 """Names of include/uapi/linux/fuse.h, by opcode."""
 _OTHER = 0
 _COUNT, _SECONDS, _ERRORS, _BUCKETS = range(4)
+"""Places in a row; from the last one on stand the buckets."""
 
 
 class Asked(Protocol):
@@ -58,7 +59,7 @@ class Counter:
         self.is_refused = False
         """Set while a request is served that is answered with an error."""
         size = max(KINDS) + 1
-        self.rows: list[list[Any]] = [[0, 0.0, 0, [0] * FIGURES_BUCKETS] for _ in range(size)]
+        self.rows: list[list[Any]] = [[0, 0.0, 0, *[0] * FIGURES_BUCKETS] for _ in range(size)]
         self.slow: deque[Slow] = deque(maxlen=FIGURES_SLOW_MAX)
 
     def count(self, opcode: int, seconds: float, request: Asked) -> None:
@@ -72,11 +73,11 @@ class Counter:
         if self.is_refused:
             self.is_refused = False
             row[_ERRORS] += 1
+        place = int(seconds * 1e6).bit_length()
         if seconds < FIGURES_SLOW_S:
-            row[_BUCKETS][int(seconds * 1e6).bit_length()] += 1
+            row[_BUCKETS + place] += 1
         else:
-            place = min(int(seconds * 1e6).bit_length(), FIGURES_BUCKETS - 1)
-            row[_BUCKETS][place] += 1
+            row[_BUCKETS + min(place, FIGURES_BUCKETS - 1)] += 1
             self.slow.append(
                 Slow(KINDS.get(opcode, "OTHER"), seconds, time.time(), request.caller.pid)
             )
@@ -112,7 +113,9 @@ class Figures:
             rows = [counter.rows[opcode] for counter in counters]
             count = sum(row[_COUNT] for row in rows)
             if count:
-                buckets = [sum(column) for column in zip(*(r[_BUCKETS] for r in rows), strict=True)]
+                buckets = [
+                    sum(column) for column in zip(*(r[_BUCKETS:] for r in rows), strict=True)
+                ]
                 kinds.append(
                     {
                         "kind": KINDS.get(opcode, "OTHER"),
