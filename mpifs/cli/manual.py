@@ -2,6 +2,8 @@
 
 Made when the package is built (build_backend.py) and installed below share/man, where `man` looks
 for what belongs to a program in PATH.
+
+Run as: python -m mpifs.cli.manual FOLDER
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import datetime
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -133,3 +136,7 @@ def _printable(text: str) -> str:
 def _escape(text: str) -> str:
     text = text.replace("\\", "\\e").replace("-", "\\-").replace("'", "\\(aq")
     return "\\&" + text if text.startswith((".", "'")) else text
+
+
+if __name__ == "__main__":
+    write_pages(Path(sys.argv[1]))
