@@ -281,6 +281,6 @@ RUN_LEFT_GRACE_S = 2.0  # this is for what it left running, the rest for unmount
 # Watching a volume (`status --watch`, `metrics`, `profile`).
 FIGURES_BUCKETS = 25  # times by powers of two of a microsecond: the last one begins at 8 s,
 # and what takes longer than REQUEST_TIMEOUT_S fails.
-FIGURES_SLOW_S = 0.05  # a request that takes longer is kept by itself: rare on a healthy volume.
+FIGURES_SLOW_PLACE = 16  # a request of 33 ms or more is kept by itself: rare on a healthy volume.
 FIGURES_SLOW_MAX = 64  # of them for each thread: a screen of them.
 WATCH_S = 1.0  # between two looks of `status --watch`.

@@ -313,4 +313,5 @@ def serve(
     except OSError as error:
         job_state.change(config.folder, config.job, job_state.FAILED, str(error))
         raise
+    run_guard.finish_alone(config)
     return 0 if escort is None else escort.end()

@@ -106,6 +106,15 @@ def _is_of_a_volume(process: Process) -> bool:
     return any(word.startswith(processes.JOB_VARIABLE.encode() + b"=") for word in words)
 
 
+def finish_alone(config: JobConfig) -> None:
+    """The last thing of rank 0: removes a scratch volume if nobody else is left to do so."""
+    owner = processes.from_json(config.owner)
+    if config.removal and owner is not None and not owner.is_alive:
+        state = job_state.read(config.folder)
+        if "supervisor" in state and job_state.process(state, "supervisor") is None:
+            run_scratch.remove(config)
+
+
 def stop_when_alone(
     config: JobConfig, has_ended: threading.Event, stop: Callable[[], None]
 ) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import pty
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from mpifs.index.volume import read_superblock
 from mpifs.job import processes
 from mpifs.job import state as job_state
 from mpifs.job.folder import VolumeFolder
@@ -156,6 +158,42 @@ def test_kill_leaves_nothing(run: Run, role: str, code: int) -> None:
     run.await_gone()
     assert run.code() == code, run.error()
     assert "Traceback" not in run.error()
+
+
+def test_both_guards_killed(run: Run) -> None:
+    """`mpifs run` and the supervisor at once: rank 0 is left, and ends the rest."""
+    words = ("--scratch", "-w", "2", "store", "mnt", "--", "sh", "-c", STAYS + "sleep 300")
+    run.start(*words, str(run.note))
+    command = run.await_note()
+    for pid in (_pid(run, "supervisor", command), _pid(run, "run", command)):
+        os.kill(pid, signal.SIGKILL)
+    run.code()
+    scratch = str(run.state().get("scratch"))
+    run.paths.discard(scratch)  # nobody is left who knows of it.
+    run.await_gone()
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def test_stores_of_other_hosts(run: Run) -> None:
+    """end_ranks removes the stores of the volume it is told, and of no other; a scratch volume
+    that was cut off together with its machine is made anew."""
+    run.start("-w", "2", "store", "mnt", "--", "touch", "mnt/x")
+    assert run.code() == 0, run.error()
+    uuid = read_superblock(run.folder.index).volume_uuid
+
+    def end_ranks(number: bytes) -> None:
+        words = ["-m", "mpifs.job.end_ranks", "no-job", run.folder.path, number.hex()]
+        subprocess.run([sys.executable, *words], check=True, timeout=30)
+
+    end_ranks(bytes(16))
+    assert os.path.isdir(run.folder.store(1))
+    end_ranks(uuid)
+    assert sorted(os.listdir(run.folder.path)) == ["index", "run"]
+    Path(run.folder.run, "scratch").touch()
+    run.start("--scratch", "-w", "1", "store", "mnt", "--", "ls", "mnt")
+    assert run.code() == 0, run.error()
+    assert (run.place / "out").read_bytes() == b""
+    assert not os.path.exists(run.folder.index)
 
 
 def test_a_killed_worker_is_replaced(run: Run) -> None:
