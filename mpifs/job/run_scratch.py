@@ -19,7 +19,8 @@ from mpifs.job.restart import answering
 
 ALL = "all"
 CONTENTS = "contents"
-_OURS = re.compile(r"(index(\..*)?|worker-[1-9][0-9]*(\..*)?|lost\+found|run)\Z")
+_OURS = re.compile(r"(index(\..*)?|worker-[1-9][0-9]*(\..*)?)\Z")
+_OF_RUN = re.compile(r"(state\.json|config\.json|mpifs\.log|lock|control\.sock|scratch)(\..*)?\Z")
 
 
 def remove(config: JobConfig) -> None:
@@ -30,13 +31,16 @@ def remove(config: JobConfig) -> None:
     folder = config.folder
     if config.hosts and (uuid := _uuid_of(folder)):
         answering(config.hosts, config.launch_agent, config.job, [folder.path, uuid.hex()])
-    # The index goes last but one: as long as it is there, the folder says what it is.
-    names = sorted(os.listdir(folder.path), key=lambda n: (n == "run", n.startswith("index"), n))
-    for name in names:
+    # The index goes after the stores: as long as it is there, the folder says what it is.
+    for name in sorted(os.listdir(folder.path), reverse=True):
         if _OURS.match(name):
             shutil.rmtree(os.path.join(folder.path, name), ignore_errors=True)
-    if config.removal == ALL:
-        with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder.run):
+            if _OF_RUN.match(name):
+                os.unlink(os.path.join(folder.run, name))
+        os.rmdir(folder.run)
+        if config.removal == ALL:
             os.rmdir(folder.path)
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 
-from mpifs.core.errors import FormatError, StartError
-from mpifs.job import launch, run_scratch
+from mpifs.core.errors import FormatError, InUseError, StartError
+from mpifs.job import launch, processes, run_scratch
 from mpifs.job.config import JobConfig
 from mpifs.job.folder import VolumeFolder, is_volume
-from mpifs.job.make import Geometry, made_on_first_use, make_volume
+from mpifs.job.make import Geometry, check_place, made_on_first_use, make_volume
+from mpifs.job.processes import Process
 
 _MARK = "scratch"  # in the run folder of a volume that was made to be removed.
 
@@ -24,7 +26,8 @@ def volume_for(
     """The volume at `path`, made if there is none, and what is to be removed with the job.  One
     that was made goes again when the block fails before the volume was served.
 
-    Raises FormatError when a `scratch` volume cannot be made because the folder holds another.
+    Raises FormatError when a `scratch` volume cannot be made because the folder holds another, or
+    anything else; nothing is changed then.
     """
     if not scratch:
         with made_on_first_use(path, geometry) as folder:
@@ -34,15 +37,15 @@ def volume_for(
     mark = os.path.join(place.run, _MARK)
     if is_volume(path):
         _clear_forgotten(place, path, mark)
+    geometry.check()
+    check_place(place, path)
     removal = run_scratch.CONTENTS if os.path.isdir(path) else run_scratch.ALL
     config = JobConfig(job="", volume=place.path, mountpoint="", workers=0, removal=removal)
     try:
         os.makedirs(place.run, mode=0o700, exist_ok=True)
-        with open(mark, "w", encoding="ascii"):
-            pass
+        with open(mark, "w", encoding="ascii") as file:
+            json.dump({"boot": processes.boot_id(), "maker": list(processes.this_process())}, file)
         yield make_volume(path, geometry), removal
-    except FormatError:
-        raise
     except BaseException as error:
         log = _keep_log(place) if isinstance(error, StartError) else ""
         run_scratch.remove(config)
@@ -59,8 +62,19 @@ def _clear_forgotten(folder: VolumeFolder, said: str, mark: str) -> None:
                 f"{said} holds a volume already, and --scratch removes only what it has made; "
                 "choose another folder, or leave --scratch out"
             )
-    removal = run_scratch.CONTENTS
-    run_scratch.remove(JobConfig("", folder.path, "", 0, removal=removal))
+        maker = _maker_of(mark)
+        if maker is not None and maker.is_alive:
+            raise InUseError(f"{said} is in use by process {maker.pid}, which has just made it")
+    run_scratch.remove(JobConfig("", folder.path, "", 0, removal=run_scratch.CONTENTS))
+
+
+def _maker_of(mark: str) -> Process | None:
+    """The process that made a scratch volume, unless the machine was booted since."""
+    with contextlib.suppress(OSError, ValueError, AttributeError), open(mark, "rb") as file:
+        noted = json.load(file)
+        if noted.get("boot") == processes.boot_id():
+            return processes.from_json(noted.get("maker"))
+    return None
 
 
 def _keep_log(folder: VolumeFolder) -> str:

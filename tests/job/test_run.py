@@ -245,6 +245,24 @@ def test_what_cannot_be_run(run: Run) -> None:
         run.await_gone()
 
 
+def test_scratch_touches_nothing_else(run: Run) -> None:
+    """A folder with something else is refused and stays as it is; an empty one stays, empty but
+    for what a disk has of its own."""
+    store = Path(run.folder.path)
+    (store / "run").mkdir(parents=True)
+    (store / "run" / "mine").touch()
+    (store / "lost+found").mkdir()
+    (store / "index.html").touch()
+    run.start("--scratch", "-w", "1", "store", "mnt", "--", "true")
+    assert run.code() == 1
+    assert "is not empty" in run.error()
+    (store / "index.html").unlink()
+    run.start("--scratch", "-w", "1", "store", "mnt", "--", "true")
+    assert run.code() == 0, run.error()
+    assert sorted(path.name for path in store.iterdir()) == ["lost+found", "run"]
+    assert [path.name for path in (store / "run").iterdir()] == ["mine"]
+
+
 def test_interrupted_start(run: Run) -> None:
     """Ctrl-C while the ranks start: nothing is there afterwards."""
     run.start("--scratch", "-w", "2", "store", "mnt", "--", "sleep", "300")
