@@ -14,22 +14,18 @@ from typing import Any, NamedTuple, Protocol
 
 from mpifs.core.limits import FIGURES_BUCKETS, FIGURES_SLOW_MAX, FIGURES_SLOW_PLACE
 from mpifs.core.types import Caller
+from mpifs.fuse.protocol import Opcode
 
-KINDS = {
-    1: "LOOKUP", 2: "FORGET", 3: "GETATTR", 4: "SETATTR", 5: "READLINK", 6: "SYMLINK", 8: "MKNOD",
-    9: "MKDIR", 10: "UNLINK", 11: "RMDIR", 12: "RENAME", 13: "LINK", 14: "OPEN", 15: "READ",
-    16: "WRITE", 17: "STATFS", 18: "RELEASE", 20: "FSYNC", 21: "SETXATTR", 22: "GETXATTR",
-    23: "LISTXATTR", 24: "REMOVEXATTR", 25: "FLUSH", 26: "INIT", 27: "OPENDIR", 28: "READDIR",
-    29: "RELEASEDIR", 30: "FSYNCDIR", 31: "GETLK", 32: "SETLK", 33: "SETLKW", 34: "ACCESS",
-    35: "CREATE", 36: "INTERRUPT", 37: "BMAP", 38: "DESTROY", 39: "IOCTL", 40: "POLL",
-    41: "NOTIFY_REPLY", 42: "BATCH_FORGET", 43: "FALLOCATE", 44: "READDIRPLUS", 45: "RENAME2",
-    46: "LSEEK", 47: "COPY_FILE_RANGE", 49: "SYNCFS", 50: "TMPFILE", 51: "STATX",
-}  # fmt: skip
-"""Names of include/uapi/linux/fuse.h, by opcode."""
+KINDS = {int(opcode): opcode.name for opcode in Opcode}
+"""Names of the kernel's requests, by opcode."""
 _OTHER = 0
 _BUCKETS_COUNTED = 40  # more than a time can have: 2**39 microseconds are six days.
 _SECONDS, _ERRORS = _BUCKETS_COUNTED, _BUCKETS_COUNTED + 1
 """Places in a row, behind the buckets."""
+
+
+def _name_of(opcode: int) -> str:
+    return KINDS.get(opcode) or (f"REQUEST_{opcode}" if 0 < opcode <= max(KINDS) else "OTHER")
 
 
 class Asked(Protocol):
@@ -94,7 +90,7 @@ class Counter:
             self.refusals.clear()
             row[_ERRORS] += 1
         if int(seconds * 1e6).bit_length() >= FIGURES_SLOW_PLACE:
-            kind = KINDS.get(opcode, "OTHER")
+            kind = _name_of(opcode)
             self.slow.append(Slow(kind, seconds, time.time(), request.caller.pid))
 
 
@@ -131,7 +127,7 @@ class Figures:
                 last = FIGURES_BUCKETS - 1
                 kinds.append(
                     {
-                        "kind": KINDS.get(opcode, "OTHER"),
+                        "kind": _name_of(opcode),
                         "count": sum(counted),
                         "seconds": row[_SECONDS],
                         "errors": row[_ERRORS],

@@ -19,7 +19,7 @@ from mpifs.job.restart import answering
 
 ALL = "all"
 CONTENTS = "contents"
-_OURS = re.compile(r"(index(\..*)?|worker-[1-9][0-9]*(\..*)?)\Z")
+_OURS = re.compile(r"(index|index\.new|index\.damaged-.*|worker-[1-9][0-9]*)\Z")
 _OF_RUN = re.compile(r"(state\.json|config\.json|mpifs\.log|lock|control\.sock|scratch)(\..*)?\Z")
 
 
