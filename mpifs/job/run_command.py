@@ -21,6 +21,7 @@ from typing import Any
 
 from mpifs.core.limits import RUN_GRACE_S, RUN_LOOK_S
 from mpifs.job import processes, run_guard
+from mpifs.job.mpi_launcher import without_rank
 from mpifs.job.processes import Process
 
 PASSED_ON = (
@@ -48,14 +49,19 @@ def is_missing(word: str) -> bool:
 class RunCommand:
     """One command, from its start to the end of its last process.  The main thread's.
 
-    `job` marks its processes.  Between start() and close() the signals are blocked in this process,
+    `job` marks its processes, `more` is for its environment; `is_in_world`: this process is beside
+    a launcher's rank 0.  Between start() and close() the signals are blocked in this process,
     and processes that the command leaves behind become its children.
     """
 
-    def __init__(self, words: Sequence[str], job: str, more: dict[str, str]) -> None:
+    def __init__(
+        self, words: Sequence[str], job: str, more: dict[str, str], *, is_in_world: bool = False
+    ) -> None:
         self._words = list(words)
         self._job = job
-        self._environment = {**os.environ, processes.RUN_VARIABLE: job, **more}
+        # A command of rank 0's that uses MPI, as `mpifs mount` does, would take itself for rank 0.
+        self._environment = without_rank(os.environ) if is_in_world else dict(os.environ)
+        self._environment |= {processes.RUN_VARIABLE: job, **more}
         self._environment.pop(processes.JOB_VARIABLE, None)
         self._pid = 0
         self._status: int | None = None

@@ -46,7 +46,7 @@ def main() -> int:
     if is_missing(words[0]):
         code, left = say_missing(words[0]), []
     else:
-        command = RunCommand(words, config.job, surroundings(config))
+        command = RunCommand(words, config.job, surroundings(config), is_in_world=True)
         try:
             code = command.start() or command.wait(orders.are_over)
         finally:
