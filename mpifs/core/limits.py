@@ -281,6 +281,8 @@ RUN_LEFT_GRACE_S = 2.0  # this is for what it left running, the rest for unmount
 # Watching a volume (`status --watch`, `metrics`, `profile`).
 FIGURES_BUCKETS = 25  # times by powers of two of a microsecond: the last one begins at 8 s,
 # and what takes longer than REQUEST_TIMEOUT_S fails.
+FIGURES_PERIOD = 4  # of quick requests one in so many is timed: 1 % of a stat(2) instead of 4.
+FIGURES_QUICK_S = 0.0001  # quick is less than this; what goes to a disk or a worker is all timed.
 FIGURES_SLOW_PLACE = 16  # a request of 33 ms or more is kept by itself: rare on a healthy volume.
 FIGURES_SLOW_MAX = 64  # of them for each thread: a screen of them.
 WATCH_S = 1.0  # between two looks of `status --watch`.

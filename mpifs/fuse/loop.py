@@ -98,7 +98,8 @@ class Loop:
     def _serve(self, number: int) -> None:
         request = self._session.request()
         serve = self._dispatch.serve
-        count = FIGURES.counter().count
+        counter = FIGURES.counter()
+        left, read = counter.left, int(Opcode.READ)
         is_first = number == 0
         while True:
             size = self._receive(request, number)
@@ -112,12 +113,14 @@ class Loop:
                     threading.Thread(target=self._scout, name="fuse-scout", daemon=True).start()
                 self._serves.set()
             elif size > 0:
-                if size > BULK_BYTES or (
-                    request.opcode == Opcode.READ and request.read_size >= BULK_BYTES
-                ):
+                opcode = request.opcode
+                if size > BULK_BYTES or (opcode == read and request.read_size >= BULK_BYTES):
                     self._widen()
                 serve(request)
-                count(request.opcode, self._since[number], request)
+                if left[opcode]:  # see figures.Counter.
+                    left[opcode] -= 1
+                else:
+                    counter.timed(opcode, self._since[number], request)
             elif size == 0 or size not in _AGAIN:
                 break
         if is_first:

@@ -101,7 +101,7 @@ class Request:
 
     def refuse(self, code: int) -> None:
         """Answers with an errno."""
-        FIGURES.refused()
+        FIGURES.refused(self.opcode)
         self._send((OUT_HEADER.pack(OUT_HEADER.size, -code, self.unique),))
 
     def _send(self, parts: Sequence[bytes | bytearray | memoryview]) -> None:

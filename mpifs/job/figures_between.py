@@ -36,8 +36,8 @@ def between(before: Document | None, after: Document) -> Document:
     """Rates between two documents of one mount, all zero for the first.
 
     `fuse` has a row for each kind of request that was served: count, per_s, errors, seconds,
-    mean_s, p99_s and max_s (upper bounds by powers of two).  `workers` has requests_per_s,
-    sent_bytes_per_s, received_bytes_per_s and mean_s of each.  `commits`: per_s and mean_s.
+    mean_s, p99_s and max_s (upper bounds by powers of two; None when none of a few was timed).
+    `workers` has requests_per_s, sent_bytes_per_s, received_bytes_per_s and mean_s of each.  `commits`: per_s and mean_s.
     """
     if before is not None and before["clock_s"] >= after["clock_s"]:
         before = None  # another mount.
@@ -61,6 +61,7 @@ def _kinds(before: Document | None, after: Document, seconds: float) -> list[Doc
         spent = max(0.0, row["seconds"] - was["seconds"])
         earlier = was["buckets"] or [0] * len(row["buckets"])
         buckets = [now - then for now, then in zip(row["buckets"], earlier, strict=True)]
+        timed = sum(buckets)
         rows.append(
             {
                 "kind": row["kind"],
@@ -68,9 +69,9 @@ def _kinds(before: Document | None, after: Document, seconds: float) -> list[Doc
                 "per_s": count / seconds,
                 "errors": row["errors"] - was["errors"],
                 "seconds": spent,
-                "mean_s": spent / count,
-                "p99_s": below(buckets, 0.99),
-                "max_s": below(buckets, 1.0),
+                "mean_s": spent / timed if timed else None,
+                "p99_s": below(buckets, 0.99) if timed else None,
+                "max_s": below(buckets, 1.0) if timed else None,
             }
         )
     return sorted(rows, key=lambda one: -one["count"])
