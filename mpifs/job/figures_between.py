@@ -37,7 +37,8 @@ def between(before: Document | None, after: Document) -> Document:
 
     `fuse` has a row for each kind of request that was served: count, per_s, errors, seconds,
     mean_s, p99_s and max_s (upper bounds by powers of two; None when none of a few was timed).
-    `workers` has requests_per_s, sent_bytes_per_s, received_bytes_per_s and mean_s of each.  `commits`: per_s and mean_s.
+    `workers` has requests_per_s, sent_bytes_per_s, received_bytes_per_s and mean_s of each.
+    `commits`: per_s and mean_s.
     """
     if before is not None and before["clock_s"] >= after["clock_s"]:
         before = None  # another mount.
