@@ -24,6 +24,7 @@ from mpifs.job.mounts import mount_at, unmount
 from mpifs.job.processes import Process
 from tests.mpi.launcher import Library, libraries
 
+ONLY_LONG = pytest.mark.skipif(os.environ.get("MPIFS_FAULTS") != "long", reason="MPIFS_FAULTS=long")
 GONE_S = 10.0  # the promise of `mpifs run`.
 # A command with a child of its own session that holds a file of the mount open.
 HOLDER = 'setsid sh -c \'echo $$ > "$0.child"; exec sleep 300 > held\' "$0" & '
@@ -147,7 +148,13 @@ def _pid(run: Run, role: str, command: int) -> int:
 
 @pytest.mark.parametrize(
     ("role", "code"),
-    [("run", -9), ("supervisor", 1), ("launcher", 1), ("rank0", 1), ("command", 137)],
+    [
+        ("run", -9),
+        ("supervisor", 1),
+        pytest.param("launcher", 1, marks=ONLY_LONG),
+        ("rank0", 1),
+        pytest.param("command", 137, marks=ONLY_LONG),
+    ],
 )
 def test_kill_leaves_nothing(run: Run, role: str, code: int) -> None:
     """Whoever is killed: command, its child with an open file, volume, all of it is gone."""
@@ -160,6 +167,7 @@ def test_kill_leaves_nothing(run: Run, role: str, code: int) -> None:
     assert "Traceback" not in run.error()
 
 
+@ONLY_LONG
 def test_both_guards_killed(run: Run) -> None:
     """`mpifs run` and the supervisor at once: rank 0 is left, and ends the rest."""
     words = ("--scratch", "-w", "2", "store", "mnt", "--", "sh", "-c", STAYS + "sleep 300")
