@@ -51,13 +51,15 @@ class Escort:
         self._config: JobConfig | None = None
         self._stop: Callable[[], None] | None = None
         self._runner: subprocess.Popen[bytes] | None = None
-        ranks = [os.environ[name] for name in _RANK_VARIABLES if name in os.environ]
-        if ranks and ranks[0] != "0":
+        if _rank() not in ("", "0"):
             return
         self._socket, theirs = socket.socketpair()
         with theirs:
             self._runner = subprocess.Popen(
-                [sys.executable, "-m", "mpifs.job.run_world", str(theirs.fileno()), *words],
+                [
+                    *(sys.executable, "-m", "mpifs.job.run_world"),
+                    *(str(theirs.fileno()), volume, *words),
+                ],
                 pass_fds=(theirs.fileno(),),
                 start_new_session=not os.isatty(0),
             )
@@ -131,6 +133,11 @@ class Escort:
             self._stop()
 
 
+def _rank() -> str:
+    """This process's rank, as launchers tell it before MPI does; "" when this one does not."""
+    return next((os.environ[name] for name in _RANK_VARIABLES if name in os.environ), "")
+
+
 def _stores_of(volume: str) -> list[str]:
     with contextlib.suppress(OSError):
         return [os.path.join(volume, n) for n in os.listdir(volume) if n.startswith("worker-")]
@@ -144,6 +151,11 @@ class Orders:
         self._socket = socket.socket(fileno=descriptor)
         self._socket.set_inheritable(False)
         self.rank0 = Process(os.getppid(), start_of(os.getppid()))
+
+    @property
+    def is_of_rank0(self) -> bool:
+        """Whether the rank beside it was rank 0, or cannot be told."""
+        return _rank() in ("", "0")
 
     def take(self) -> dict[str, Any] | None:
         """The order, or None when this rank is not rank 0 or was never to serve."""

@@ -44,7 +44,8 @@ def volume_for(
     try:
         os.makedirs(place.run, mode=0o700, exist_ok=True)
         with open(mark, "w", encoding="ascii") as file:
-            json.dump({"boot": processes.boot_id(), "maker": list(processes.this_process())}, file)
+            maker = list(processes.this_process())
+            json.dump({"boot": processes.boot_id(), "maker": maker, "removal": removal}, file)
         yield make_volume(path, geometry), removal
     except BaseException as error:
         log = _keep_log(place) if isinstance(error, StartError) else ""
@@ -66,6 +67,21 @@ def _clear_forgotten(folder: VolumeFolder, said: str, mark: str) -> None:
         if maker is not None and maker.is_alive:
             raise InUseError(f"{said} is in use by process {maker.pid}, which has just made it")
     run_scratch.remove(JobConfig("", folder.path, "", 0, removal=run_scratch.CONTENTS))
+
+
+def clear_unserved(folder: VolumeFolder, maker: Process) -> None:
+    """Removes the scratch volume that `maker` has made, if it was killed before it served it.
+
+    Requires: it has ended.
+    """
+    mark = os.path.join(folder.run, _MARK)
+    if _maker_of(mark) != maker:
+        return
+    with open(mark, "rb") as file:
+        removal = str(json.load(file).get("removal", ""))
+    with launch.hold(folder):  # it clears what there was of a job.
+        pass
+    run_scratch.remove(JobConfig("", folder.path, "", 0, removal=removal))
 
 
 def _maker_of(mark: str) -> Process | None:

@@ -1,6 +1,6 @@
 """`mpifs run` as a rank of a launcher's world, and the runner beside rank 0 (run_escort.py).
 
-Run by rank 0 as: python -m mpifs.job.run_world DESCRIPTOR COMMAND…
+Run by rank 0 as: python -m mpifs.job.run_world DESCRIPTOR VOLUME COMMAND…
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from mpifs.job.folder import VolumeFolder
 from mpifs.job.run_command import RunCommand, is_missing
 from mpifs.job.run_escort import Escort, Orders
 from mpifs.job.run_mount import say_left, say_missing, surroundings
+from mpifs.job.run_volume import clear_unserved
 from mpifs.job.supervise import EXIT_GRACE_S, STOP_DEADLINE_S
 
 
@@ -36,9 +37,13 @@ def main() -> int:
     """The runner: one order, one command; afterwards it sees to it that nothing stays."""
     signal.pthread_sigmask(signal.SIG_SETMASK, [])  # rank 0 has blocked some.
     orders = Orders(int(sys.argv[1]))
-    words = sys.argv[2:]
+    folder, words = VolumeFolder(sys.argv[2]), sys.argv[3:]
     order = orders.take()
     if order is None:
+        if orders.is_of_rank0:
+            _let_go()
+            orders.await_end(EXIT_GRACE_S)
+            clear_unserved(folder, orders.rank0)
         return 0
     config = JobConfig(
         order["job"], order["volume"], order["mountpoint"], 0, removal=order["removal"]
@@ -52,14 +57,19 @@ def main() -> int:
         finally:
             left = command.close()
     say_left(left)
-    sys.stderr.flush()
-    silent = os.open(os.devnull, os.O_RDWR)
-    for number in (0, 1, 2):  # a launcher waits for the end of these.
-        os.dup2(silent, number)
+    _let_go()
     orders.report(code)
     orders.await_end(STOP_DEADLINE_S + EXIT_GRACE_S)
     _clear(config)
     return code
+
+
+def _let_go() -> None:
+    """Of the standard streams: a launcher waits for their end."""
+    sys.stderr.flush()
+    silent = os.open(os.devnull, os.O_RDWR)
+    for number in (0, 1, 2):
+        os.dup2(silent, number)
 
 
 def _clear(config: JobConfig) -> None:
