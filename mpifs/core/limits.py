@@ -302,3 +302,17 @@ TRANSFER_NEWS_MAX = 20_000  # lines of a command that its client has not read ye
 TRANSFER_LINES_MAX = 32  # chunks named one by one in the lines of a scatter to one worker.
 TRANSFER_JOIN_S = 10.0  # the end of a cancelled command's threads at a stop.
 FOLDER_DEPTH_MAX = 1024  # nested local folders; PATH_MAX allows 2048 of one letter each.
+
+# A volume for the length of a command (`mpifs run`).
+RUN_LOOK_S = 0.5  # how soon the loss of the volume is seen that no signal tells.
+RUN_GRACE_S = 4.0  # from SIGTERM to SIGKILL of the command: of the 10 s in which all must be gone
+RUN_LEFT_GRACE_S = 2.0  # this is for what it left running, the rest for unmount and the ranks' end.
+
+# Watching a volume (`status --watch`, `metrics`, `profile`).
+FIGURES_BUCKETS = 25  # times by powers of two of a microsecond: the last one begins at 8 s,
+# and what takes longer than REQUEST_TIMEOUT_S fails.
+FIGURES_PERIOD = 4  # of quick requests one in so many is timed: 1 % of a stat(2) instead of 4.
+FIGURES_QUICK_S = 0.0001  # quick is less than this; what goes to a disk or a worker is all timed.
+FIGURES_SLOW_PLACE = 16  # a request of 33 ms or more is kept by itself: rare on a healthy volume.
+FIGURES_SLOW_MAX = 64  # of them for each thread: a screen of them.
+WATCH_S = 1.0  # between two looks of `status --watch`.

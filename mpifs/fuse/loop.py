@@ -22,6 +22,7 @@ from collections.abc import Callable
 
 from mpifs.core.limits import BULK_BYTES, IDLE_LOOK_S, LEADER_LOOK_S, LEADER_STALL_S, LEADER_WIDE_S
 from mpifs.fuse.dispatch import Dispatch
+from mpifs.fuse.figures import FIGURES
 from mpifs.fuse.protocol import Opcode
 from mpifs.fuse.request import Request
 from mpifs.fuse.session import Session
@@ -97,6 +98,8 @@ class Loop:
     def _serve(self, number: int) -> None:
         request = self._session.request()
         serve = self._dispatch.serve
+        counter = FIGURES.counter()
+        left, read = counter.left, int(Opcode.READ)
         is_first = number == 0
         while True:
             size = self._receive(request, number)
@@ -110,11 +113,14 @@ class Loop:
                     threading.Thread(target=self._scout, name="fuse-scout", daemon=True).start()
                 self._serves.set()
             elif size > 0:
-                if size > BULK_BYTES or (
-                    request.opcode == Opcode.READ and request.read_size >= BULK_BYTES
-                ):
+                opcode = request.opcode
+                if size > BULK_BYTES or (opcode == read and request.read_size >= BULK_BYTES):
                     self._widen()
                 serve(request)
+                if left[opcode]:  # see figures.Counter.
+                    left[opcode] -= 1
+                else:
+                    counter.timed(opcode, self._since[number], request)
             elif size == 0 or size not in _AGAIN:
                 break
         if is_first:

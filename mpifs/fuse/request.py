@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 
 from mpifs.core.types import Caller
+from mpifs.fuse.figures import FIGURES
 from mpifs.fuse.protocol import (
     HEADER_BYTES,
     IN_HEADER,
@@ -100,6 +101,7 @@ class Request:
 
     def refuse(self, code: int) -> None:
         """Answers with an errno."""
+        FIGURES.refused(self.opcode)
         self._send((OUT_HEADER.pack(OUT_HEADER.size, -code, self.unique),))
 
     def _send(self, parts: Sequence[bytes | bytearray | memoryview]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from dataclasses import dataclass, replace
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from mpifs.core.errors import FormatError
 from mpifs.job import hosts as job_hosts
@@ -15,6 +15,10 @@ from mpifs.job.folder import VolumeFolder, is_volume, volume_of
 from mpifs.job.make import Geometry, check_workers, made_on_first_use, worker_count
 from mpifs.job.mounts import check_mountpoint
 from mpifs.job.options import parse_options, split_words
+
+if TYPE_CHECKING:
+    from mpifs.job.run_escort import Escort
+    from mpifs.job.signals import SignalGate
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,8 @@ def default_workers(store: str, slots: int) -> int | None:
     return None if is_volume(store) else slots
 
 
-def _config(request: MountRequest, folder: VolumeFolder, workers: int) -> JobConfig:
+def config_of(request: MountRequest, folder: VolumeFolder, workers: int) -> JobConfig:
+    """The job of a mount.  Raises OSError with what is wrong about the mount point."""
     words = split_words(request.options)
     return JobConfig(
         job="",
@@ -71,20 +76,25 @@ def mount(request: MountRequest, *, foreground: bool) -> int:
     with made_on_first_use(request.store, request.geometry) as folder:
         count = worker_count(folder)
         check_workers(folder, request.geometry.workers, count)
-        config = _config(request, folder, count)
+        config = config_of(request, folder, count)
         if foreground:
             return launch.run_foreground(config)
         launch.start(config)
     return 0
 
 
-def in_given_world(request: MountRequest) -> NoReturn:
+def in_given_world(
+    request: MountRequest,
+    gate: SignalGate,
+    escort: Escort | None = None,
+    *,
+    scratch: bool = False,
+) -> NoReturn:
     """Mounts by the ranks that the user's launcher started: rank 0 comes here, and so do the
-    workers.  Ends the process."""
+    workers.  `escort` and `scratch` are those of `mpifs run`.  Ends the process."""
     from mpifs.job import rank
-    from mpifs.job.signals import SignalGate
+    from mpifs.job.run_volume import volume_for
 
-    gate = SignalGate()
     volume = os.path.realpath(request.store)
     with contextlib.ExitStack() as held:
 
@@ -98,13 +108,17 @@ def in_given_world(request: MountRequest) -> NoReturn:
             geometry = request.geometry
             if geometry.workers is None and not is_volume(volume):
                 geometry = replace(geometry, workers=workers)
-            folder = held.enter_context(made_on_first_use(volume, geometry))
+            made = volume_for(volume, geometry, scratch=scratch)
+            folder, removal = held.enter_context(made)
             count = worker_count(folder)
             check_workers(folder, workers, count)
             held.enter_context(launch.hold(folder))
-            return launch.prepare(_config(request, folder, count), is_own=False)
+            config = config_of(request, folder, count)
+            if escort is not None:
+                config = replace(config, owner=escort.owner, removal=removal)
+            return launch.prepare(config, is_own=False)
 
-        rank.run_rank(volume, gate, configure, is_own=False)
+        rank.run_rank(volume, gate, configure, is_own=False, escort=escort)
 
 
 def config_at_rest(place: str) -> JobConfig:

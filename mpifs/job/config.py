@@ -42,6 +42,10 @@ class JobConfig:
     files between the ranks' local disks, without a volume."""
     local: str = ""
     """--local DIR: below it each rank of a host has a folder `rank-K`; "" = no transfers."""
+    owner: list[int] = field(default_factory=list)
+    """`mpifs run`: [pid, start] of the process without which the job ends; else empty."""
+    removal: str = ""
+    """`mpifs run --scratch`: what goes with the job, run_scratch.ALL or CONTENTS; "" = nothing."""
 
     @property
     def folder(self) -> VolumeFolder:

@@ -94,15 +94,18 @@ def prepare(config: JobConfig, *, is_own: bool = True) -> JobConfig:
     return ready
 
 
-def start(config: JobConfig) -> None:
+def start(config: JobConfig, last_state: int | None = None) -> subprocess.Popen[bytes]:
     """Starts the job in the background; returns when it serves and, if asked to, the mount answers.
+
+    `last_state`: a descriptor into which the supervisor, whose process is given back, writes the
+    job's last state.
 
     Raises InUseError, StartError with the ranks' reason, InterruptedStartError.
     """
     with hold(config.folder) as lock, term_as_interrupt():
         ready = prepare(config)
         log_start = os.path.getsize(ready.folder.log)
-        supervisor = _spawn(ready, lock)
+        supervisor = _spawn(ready, lock, [] if last_state is None else [last_state])
         try:
             _await(ready, supervisor, log_start)
         except BaseException as error:
@@ -110,6 +113,7 @@ def start(config: JobConfig) -> None:
             if isinstance(error, KeyboardInterrupt):
                 raise InterruptedStartError("interrupted; everything was stopped") from None
             raise
+        return supervisor
 
 
 def run_foreground(config: JobConfig) -> int:
@@ -126,17 +130,19 @@ def run_foreground(config: JobConfig) -> int:
         return code
 
 
-def _spawn(config: JobConfig, lock: int) -> subprocess.Popen[bytes]:
+def _spawn(config: JobConfig, lock: int, more: list[int]) -> subprocess.Popen[bytes]:
+    # A volume that is mounted by a command of `mpifs run` outlives that command.
+    environment = {k: v for k, v in os.environ.items() if k != processes.RUN_VARIABLE}
     with open(config.folder.log, "ab") as log:
         return subprocess.Popen(
-            [sys.executable, *SUPERVISOR_PROGRAM, config.volume, str(lock)],
+            [sys.executable, *SUPERVISOR_PROGRAM, config.volume, *map(str, [lock, *more])],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             cwd="/",
-            pass_fds=(lock,),
+            pass_fds=(lock, *more),
             start_new_session=True,
-            env={**os.environ, processes.JOB_VARIABLE: config.job},
+            env={**environment, processes.JOB_VARIABLE: config.job},
         )
 
 
@@ -236,6 +242,8 @@ def _end(config: JobConfig, supervisor: subprocess.Popen[bytes]) -> None:
                 supervisor.kill()
                 supervisor.wait(END_TIMEOUT_S)
         leftovers.clean(config.folder)
+        if not os.path.isdir(config.folder.run):
+            return  # the volume has gone with its job.
         reason = "interrupted or not ready in time"
         job_state.change(config.folder, config.job, job_state.FAILED, reason)
 

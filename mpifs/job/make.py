@@ -80,7 +80,7 @@ def make_volume(path: str, geometry: Geometry) -> VolumeFolder:
 
     geometry.check()
     folder = VolumeFolder(os.path.realpath(path))
-    _check_place(folder, path)
+    check_place(folder, path)
     volume = uuid.uuid4().bytes
     block = Superblock(
         role=Role.INDEX,
@@ -111,7 +111,8 @@ def make_volume(path: str, geometry: Geometry) -> VolumeFolder:
     return folder
 
 
-def _check_place(folder: VolumeFolder, said: str) -> None:
+def check_place(folder: VolumeFolder, said: str) -> None:
+    """Raises FormatError with a sentence when no volume can be made in the folder."""
     if is_volume(folder.path):
         raise FormatError(f"{said} holds a volume already; choose another folder, or remove it")
     try:

@@ -17,7 +17,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mpifs import faultpoint
 from mpifs.core.errors import PosixError
@@ -33,12 +33,13 @@ from mpifs.datafile import DATA_NAME
 from mpifs.fuse import kernel_mounts
 from mpifs.fuse.mount import FuseMount
 from mpifs.index.index import Index
-from mpifs.job import files, leftovers, processes, rank, report
+from mpifs.job import files, leftovers, processes, rank, report, run_guard
 from mpifs.job import state as job_state
 from mpifs.job.assembly import build_vfs
 from mpifs.job.config import FSCK, TRANSFER, JobConfig
 from mpifs.job.control import ControlServer
 from mpifs.job.crew import Crew
+from mpifs.job.figures import figures
 from mpifs.job.fsck_live import LiveChecks
 from mpifs.job.fsck_master import FsckMaster
 from mpifs.job.fsck_service import ChecksTurn, FsckService
@@ -60,6 +61,9 @@ from mpifs.repair.index_copier import IndexCopier
 from mpifs.transport.client import Client
 from mpifs.transport.endpoint import Endpoint
 from mpifs.vfs.facade import Vfs
+
+if TYPE_CHECKING:
+    from mpifs.job.run_escort import Escort
 
 log = logging.getLogger(__name__)
 _BUSY_GRACE_S = 2.0  # a signal's stop waits so long for users of the mount to leave.
@@ -96,6 +100,7 @@ class Master:
             )
             log.info("serving %s at %s", folder.path, self.config.mountpoint or "no mount")
             self._watch_hosts()
+            run_guard.stop_when_alone(self.config, self._stop, self._stop.set)
             watch = MemoryWatch(os.path.join(folder.index, DATA_NAME))
             while not self._stop.wait(MEMORY_LOOK_S):
                 watch.look()
@@ -165,7 +170,14 @@ class Master:
         folder, crew = self.config.folder, self.crew
         control = ControlServer(folder.socket)
         control.register("stop", self._on_stop)
-        control.register("status", lambda _: report.status(self.config, index, vfs, crew, heal))
+
+        def status() -> report.Document:
+            return report.status(self.config, index, vfs, crew, heal)
+
+        control.register("status", lambda _: status())
+        control.register(
+            "figures", lambda _: figures(status, scrub.document, vfs, self.client, crew)
+        )
         control.register("drop_caches", lambda _: _drop_caches(vfs))
         files.FileService(vfs).register(control)
         fsck.register(control)
@@ -295,7 +307,12 @@ def _master_of(config: JobConfig, endpoint: Endpoint) -> Master | FsckMaster | T
     return (TransferMaster if config.task == TRANSFER else Master)(config, endpoint)
 
 
-def serve(config_of: Callable[[int], JobConfig], endpoint: Endpoint, gate: SignalGate) -> int:
+def serve(
+    config_of: Callable[[int], JobConfig],
+    endpoint: Endpoint,
+    gate: SignalGate,
+    escort: Escort | None = None,
+) -> int:
     """Runs rank 0; the exit code.  Raises OSError with the reason why it could not serve."""
     client = Client(endpoint)
     try:
@@ -307,10 +324,12 @@ def serve(config_of: Callable[[int], JobConfig], endpoint: Endpoint, gate: Signa
     except BaseException:
         Crew(client, endpoint.size - 1).dismiss()
         raise
-    gate.arm(master.ask_to_stop)
+    stop = master.ask_to_stop
+    gate.arm(stop if escort is None else escort.begin(config, stop))
     try:
         master.run()
     except OSError as error:
         job_state.change(config.folder, config.job, job_state.FAILED, str(error))
         raise
-    return 0
+    run_guard.finish_alone(config)
+    return 0 if escort is None else escort.end()

@@ -13,6 +13,7 @@ import pwd
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mpifs.core.errors import StartError
@@ -29,6 +30,10 @@ _TUNING = {
     "OMPI_MCA_mpi_yield_when_idle": "0",
 }
 """Open MPI's settings for the ranks, unless the user has set them."""
+_OF_A_RANK = (
+    "OMPI_COMM_", "OMPI_WORLD_", "OMPI_UNIVERSE_", "OMPI_FILE_LOCATION", "OMPI_MCA_num_procs",
+    "OMPI_MCA_initial_wdir", "PMI", "PRTE_", "MPI_LOCAL",
+)  # fmt: skip
 _NAMES = {OPENMPI: ("mpiexec.openmpi", "mpiexec"), MPICH: ("mpiexec.hydra", "mpiexec.mpich")}
 
 
@@ -46,7 +51,7 @@ class MpiLauncher:
     def environment(self, base: dict[str, str]) -> dict[str, str]:
         """Variables for mpiexec, added to `base`.  A launcher's own variables in `base` are
         left out: a job started inside another job's rank would join that one."""
-        env = {k: v for k, v in base.items() if not k.startswith(("OMPI_COMM_", "PMI", "PRTE_"))}
+        env = without_rank(base)
         if self.library:
             env["MPI4PY_LIBMPI"] = self.library
         if "HOME" not in env:  # Open MPI refuses to start without one.
@@ -88,6 +93,11 @@ class MpiLauncher:
         else:
             command += ["--map-by", ":OVERSUBSCRIBE"]
         return [*command, "-n", str(ranks), *program]
+
+
+def without_rank(base: Mapping[str, str]) -> dict[str, str]:
+    """An environment without what a launcher tells a rank; what is started with it is none."""
+    return {name: value for name, value in base.items() if not name.startswith(_OF_A_RANK)}
 
 
 def _home() -> str:

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 JOB_VARIABLE = "MPIFS_JOB"
+RUN_VARIABLE = "MPIFS_RUN"  # marks the processes of the command that `mpifs run` runs.
 
 
 class Process(NamedTuple):
@@ -59,13 +60,15 @@ def from_json(value: Any) -> Process | None:
     return None
 
 
-def marked_with(job: str, *, everywhere: bool = False) -> list[Process]:
+def marked_with(
+    job: str, *, everywhere: bool = False, variable: str = JOB_VARIABLE
+) -> list[Process]:
     """All processes of the job that this user may see, the caller left out.
 
     Those of another host of the job are seen when it is a container of this machine; they are
     their launcher's to end, as on any other host, and given only when `everywhere`.
     """
-    mark = f"{JOB_VARIABLE}={job}".encode()
+    mark = f"{variable}={job}".encode()
     here = _host_of("self")
     found = []
     for entry in os.listdir("/proc"):

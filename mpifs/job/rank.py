@@ -13,12 +13,13 @@ import logging
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from mpifs import faultpoint
-from mpifs.core.limits import FINALIZE_TIMEOUT_S
+from mpifs.core.limits import FINALIZE_TIMEOUT_S, RUN_LOOK_S
 from mpifs.fuse.process import limit_heaps
 from mpifs.job import config as job_config
 from mpifs.job import launch, processes
@@ -27,6 +28,9 @@ from mpifs.job.config import JobConfig
 from mpifs.job.folder import VolumeFolder
 from mpifs.job.signals import SignalGate
 from mpifs.transport.endpoint import Endpoint
+
+if TYPE_CHECKING:
+    from mpifs.job.run_escort import Escort
 
 log = logging.getLogger(__name__)
 
@@ -37,12 +41,13 @@ def run_rank(
     config_of: Callable[[int], JobConfig],
     is_own: bool,
     replaced: tuple[int, int] | None = None,
+    escort: Escort | None = None,
 ) -> NoReturn:
     """Runs this process as a rank of the MPI world it was started in, and ends it.
 
     `replaced` (rank, size): it takes the place of a worker that died (transport.mpi.connect).
     `config_of` (given the number of workers) is called in rank 0 alone.  `is_own` says that mpifs
-    started the launcher; else messages go to the user's terminal.
+    started the launcher; else messages go to the user's terminal.  `escort`: that of `mpifs run`.
     """
     code = 1
     endpoint: Endpoint | None = None
@@ -52,17 +57,21 @@ def run_rank(
         limit_heaps()
         endpoint = mpi.connect(replaced)
         _set_up_log(endpoint.rank, verbose=is_own)
-        code = _serve(volume, endpoint, gate, config_of)
+        code = _serve(volume, endpoint, gate, config_of, escort)
     except OSError as error:
         _give_up(f"{error}")
     except Exception:  # noqa: BLE001 - the last stop: say what it was, then end.
         traceback.print_exc()
         _give_up("an error inside mpifs; the lines above say where")
-    _finish(endpoint, gate, code)
+    _finish(endpoint, gate, code, is_told=escort is not None)
 
 
 def _serve(
-    volume: str, endpoint: Endpoint, gate: SignalGate, config_of: Callable[[int], JobConfig]
+    volume: str,
+    endpoint: Endpoint,
+    gate: SignalGate,
+    config_of: Callable[[int], JobConfig],
+    escort: Escort | None,
 ) -> int:
     if endpoint.size < 2:
         _give_up(
@@ -73,10 +82,14 @@ def _serve(
     if endpoint.rank == 0:
         from mpifs.job import master
 
-        return master.serve(config_of, endpoint, gate)
+        return master.serve(config_of, endpoint, gate, escort)
     from mpifs.job import worker
 
-    return worker.serve(volume, endpoint, gate)
+    try:
+        return worker.serve(volume, endpoint, gate)
+    finally:
+        if escort is not None:
+            escort.end_worker()
 
 
 def _set_up_log(rank: int, *, verbose: bool) -> None:
@@ -93,8 +106,9 @@ def _give_up(sentence: str) -> None:
     print(launch.FATAL_PREFIX + sentence.replace("\n", " "), file=sys.stderr, flush=True)
 
 
-def _finish(endpoint: Endpoint | None, gate: SignalGate, code: int) -> NoReturn:
-    """Ends MPI if that goes, and the process in any case.
+def _finish(endpoint: Endpoint | None, gate: SignalGate, code: int, *, is_told: bool) -> NoReturn:
+    """Ends MPI if that goes, and the process in any case.  `is_told`: rank 0's code is the
+    launcher's to hand on.
 
     Rank 0 does so after a failure, too: the workers have been sent home and wait in MPI_Finalize
     for it; without it a refused mount takes 9 s instead of 3.
@@ -105,12 +119,27 @@ def _finish(endpoint: Endpoint | None, gate: SignalGate, code: int) -> NoReturn:
     signal.setitimer(signal.ITIMER_REAL, FINALIZE_TIMEOUT_S)
     if endpoint is not None and (code == 0 or endpoint.rank == 0):
         try:
+            if is_told and code and endpoint.rank == 0:
+                _tell_launcher(code)
             endpoint.close()
         except Exception as error:  # noqa: BLE001 - whatever it is, the work is done.
             log.warning("ending MPI: %s", error)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _tell_launcher(code: int) -> None:
+    """Ends the world with an exit code, where it would be lost otherwise."""
+    from mpifs.transport import mpi
+
+    if not mpi.loses_exit_codes():
+        return
+    time.sleep(RUN_LOOK_S)  # the workers are at their end.
+    for path, _ in processes.shared_memory_of([processes.this_process()]):
+        with contextlib.suppress(OSError):
+            os.unlink(path)  # MPICH does so in MPI_Finalize only.
+    mpi.abort(code)
 
 
 def announce(folder: VolumeFolder, job: str) -> None:

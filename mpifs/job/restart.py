@@ -100,14 +100,18 @@ def _says_lost_host(folder: VolumeFolder, log_start: int) -> bool:
     return any(words in text for words in _LOST_HOST)
 
 
-def answering(hosts: Sequence[str], agent: str, job: str) -> tuple[list[str], list[str]]:
+def answering(
+    hosts: Sequence[str], agent: str, job: str, more: Sequence[str] = ()
+) -> tuple[list[str], list[str]]:
     """(hosts that answer, hosts that do not), each as in `hosts`, which may repeat one.
 
     Those that answer have ended what the job's former start left there (end_ranks.py).  All are
-    asked at once and have HOST_PROBE_S; this host is not asked.
+    asked at once and have HOST_PROBE_S; this host is not asked.  `more` are further words for
+    end_ranks.
     """
     path = os.environ.get("PYTHONPATH")
     words = [*(["env", f"PYTHONPATH={path}"] if path else []), sys.executable, *_END_RANKS, job]
+    words += more
     command = " ".join(map(shlex.quote, words))
     environment = {k: v for k, v in os.environ.items() if k != JOB_VARIABLE}
     probes: dict[str, subprocess.Popen[bytes]] = {}

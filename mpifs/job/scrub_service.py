@@ -92,6 +92,10 @@ class ScrubService:
         control.register("scrub.stop", lambda args: self._leave(STOPPED))
         control.register("scrub.status", lambda args: self._status())
 
+    def document(self) -> dict[str, Any]:
+        """What `scrub.status` answers."""
+        return self._status()
+
     def start(self) -> None:
         """The volume is mounted: goes on where the last mount was."""
         self._thread.start()

@@ -64,10 +64,11 @@ def _name_of(pid: int) -> str:
         return "ended"
 
 
-def end(folder: VolumeFolder) -> None:
+def end(folder: VolumeFolder, *, although_busy: bool = False) -> None:
     """Asks rank 0 to unmount and stop, and waits until every process of the job has gone.
 
-    A job whose rank 0 is dead already is cleared away, and not restarted.
+    A job whose rank 0 is dead already is cleared away, and not restarted.  `although_busy`: a mount
+    that is in use is taken away from its users after a moment.
     Raises PosixError(EBUSY) when the mount is in use (nothing has changed then), StartError when
     the job did not end in time or did not end well.  Requires: the job is not starting.
     """
@@ -79,7 +80,7 @@ def end(folder: VolumeFolder) -> None:
             with ControlClient(folder.socket, supervise.STOP_DEADLINE_S) as client:
                 client.call("stop")
         except PosixError as error:
-            if error.errno in _BUSY:
+            if error.errno in _BUSY and not although_busy:
                 raise
             send(rank0, signal.SIGTERM)  # rank 0 does the same on a signal.
         except MpifsError:
@@ -128,6 +129,8 @@ def _wait(folder: VolumeFolder, everyone: list[Process]) -> list[Process]:
 
 def _sweep(folder: VolumeFolder) -> None:
     """Clears what a job left whose supervisor is dead; does nothing while one lives."""
+    if not os.path.isdir(folder.run):
+        return  # the volume has gone with its job.
     lock = job_state.lock_volume(folder)
     if lock is None:
         return

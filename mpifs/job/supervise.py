@@ -8,7 +8,7 @@ long as anything of the job lives.  mpiexec runs in yet another session, because
 only 0.25 s between SIGTERM and SIGKILL: signals come here (or to rank 0), and rank 0 flushes.
 Standard library only, so that it stays small; it must never import MPI, LMDB or FUSE.
 
-Run as: python -m mpifs.job.supervise STORE LOCK_DESCRIPTOR
+Run as: python -m mpifs.job.supervise STORE LOCK_DESCRIPTOR [LAST_STATE_DESCRIPTOR]
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from mpifs.job import state as job_state
 from mpifs.job.config import JobConfig
 from mpifs.job.folder import VolumeFolder
 from mpifs.job.restart import Restarts, answering, cause_of_end
+from mpifs.job.run_guard import Guard
 
 RANK_PROGRAM = ["-m", "mpifs.job.rank"]
 LOG_BYTES_MAX = 8 << 20  # the log of the job before is kept once, as mpifs.log.1.
@@ -50,8 +51,9 @@ _SERVED = (job_state.READY, job_state.STOPPING, job_state.STOPPED)
 class Supervisor:
     """One job's supervisor.  Used by the main thread only."""
 
-    def __init__(self, config: JobConfig) -> None:
+    def __init__(self, config: JobConfig, last_state: int = -1) -> None:
         self.config = config
+        self._guard = Guard(config, last_state)
         self.folder: VolumeFolder = config.folder
         self._hosts = config.hosts
         self._restarts = Restarts(config.restarts)
@@ -78,6 +80,7 @@ class Supervisor:
             self._pause()
         name = job_state.read(self.folder).get("state")
         job_state.log_line(self.folder, f"ended: {name}")
+        self._guard.finish()
         return 0 if name == job_state.STOPPED else 1
 
     def _run_once(self) -> None:
@@ -210,7 +213,10 @@ class Supervisor:
         watched = [self._wake_read]
         if self._rank0 is not None and self._rank0[1] >= 0 and self._rank0[0].is_alive:
             watched.append(self._rank0[1])
+        watched += self._guard.descriptors()
         readable, _, _ = select.select(watched, [], [], timeout_s)
+        if self._guard.sees_end(readable):  # nobody is left for whom the job runs.
+            self._must_stop = self._was_asked = True
         if self._wake_read in readable:
             os.read(self._wake_read, 4096)
 
@@ -302,8 +308,10 @@ def rotate_log(folder: VolumeFolder) -> None:
 def main() -> int:
     """Entry of the background process; the lock's descriptor stays open until it ends."""
     folder = VolumeFolder(sys.argv[1])
-    os.set_inheritable(int(sys.argv[2]), False)
-    code = Supervisor(job_config.read(folder)).run()
+    inherited = [int(word) for word in sys.argv[2:]]
+    for descriptor in inherited:
+        os.set_inheritable(descriptor, False)
+    code = Supervisor(job_config.read(folder), *inherited[1:]).run()
     sessions.remove_ownerless(folder.path)
     return code
 

@@ -32,6 +32,7 @@ from mpifs.core.messages import TAG_DATA_BASE, Header, encode_message
 from mpifs.transport.endpoint import PROBE_COUNT, Endpoint
 from mpifs.transport.pending import Pending as _Pending
 from mpifs.transport.pending import Reply, Slot
+from mpifs.transport.traffic import Traffic
 
 __all__ = ["Client", "Pending", "Reply", "wait_any"]
 
@@ -45,9 +46,11 @@ _FOREIGN_SLEEP_S = 0.001
 class Pending(_Pending):
     """A request under way.  Started by one thread, then used by one at a time."""
 
-    __slots__ = ("client",)
+    __slots__ = ("client", "sent_bytes", "started_s")
 
     client: Client
+    sent_bytes: int
+    started_s: float
 
     def wait(self) -> Reply:
         """Waits for the reply.  Raises as `result` says; never later than the deadline."""
@@ -69,6 +72,7 @@ class Client:
     def __init__(self, endpoint: Endpoint, epoch: int = 0) -> None:
         self.endpoint = endpoint
         self.epoch = epoch
+        self.traffic = Traffic()
         self._numbers = itertools.count(1)
         self._indexes = itertools.count()
         self._free: list[Slot] = []
@@ -102,9 +106,11 @@ class Client:
         slot = self._take_slot()
         number = next(self._numbers)
         bell = self.endpoint.bell()
-        deadline = time.monotonic() + timeout_s
-        pending = Pending(self, rank, slot, number, bell, into, deadline)
+        now = time.monotonic()
+        pending = Pending(self, rank, slot, number, bell, into, now + timeout_s)
         pending.client = self
+        pending.started_s = now
+        pending.sent_bytes = len(args) + size
         header = Header(
             kind, 0, self.epoch, slot.index, number, len(args), size, items, bell.address, 0
         )
@@ -139,6 +145,10 @@ class Client:
 
     def release(self, pending: _Pending, slot: Slot, is_empty: bool) -> None:
         """Called by a request at its end: its slot is free, or must be swept first."""
+        if is_empty and isinstance(pending, Pending):
+            seconds = time.monotonic() - pending.started_s
+            received = pending.received_bytes
+            self.traffic.count(pending.rank, seconds, pending.sent_bytes, received)
         if is_empty or pending.sweep():
             if not pending.is_spoilt:
                 self._free.append(slot)

@@ -53,6 +53,16 @@ def library_name() -> str:
     return " ".join(words[:3])
 
 
+def loses_exit_codes() -> bool:
+    """Whether the launcher loses rank 0's exit code: MPICH's does, when ranks end together."""
+    return library_name().startswith("MPICH")
+
+
+def abort(code: int) -> None:
+    """Ends all ranks; the launcher's exit code is `code`.  Does not return, as a rule."""
+    _load().COMM_WORLD.Abort(code)
+
+
 def _load() -> Any:
     """The module mpi4py.MPI, without starting the library."""
     import mpi4py

@@ -165,6 +165,12 @@ class Pending:
     # For the asker.
 
     @property
+    def received_bytes(self) -> int:
+        """What the reply was long, without its header; 0 as long as there is none."""
+        header = self._header
+        return 0 if header is None else header.args_bytes + header.body_bytes
+
+    @property
     def is_moving(self) -> bool:
         """Whether long messages are under way that need this process to look after them."""
         return bool(self._sends) or self._stage is _Stage.BODY

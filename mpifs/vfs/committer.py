@@ -61,6 +61,7 @@ class Committer:
         self._seals = 0
         self._committed = 0
         self.commits = 0
+        self.commit_seconds = 0.0
         self.error: OSError | None = None
         self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
 
@@ -101,8 +102,10 @@ class Committer:
                 batch = self._seal()
             if batch is not None:
                 faultpoint.reach("commit.sealed")
+                begun_s = time.monotonic()
                 self._index.commit(batch)
                 self.commits += 1
+                self.commit_seconds += time.monotonic() - begun_s
             self._committed = self._seals
 
     def _seal(self) -> Batch | None:
