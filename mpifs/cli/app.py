@@ -19,8 +19,8 @@ from mpifs import __version__
 
 COMMANDS = (
     "mkfs", "mount", "umount", "status", "fsck", "scrub", "add", "drain", "replace", "rebalance",
-    "layout", "put", "get", "ls", "cat", "rm", "send", "request", "broadcast", "collect", "scatter",
-    "gather", "shell", "bench", "doctor",
+    "layout", "put", "get", "stage-in", "stage-out", "ls", "cat", "rm", "send", "request",
+    "broadcast", "collect", "scatter", "gather", "shell", "bench", "doctor",
 )  # fmt: skip
 _INTERRUPTED = 130
 
@@ -57,10 +57,11 @@ def _main(
 
 
 def _register(names: Sequence[str]) -> None:
-    """Adds the commands: each module has a function of its own name."""
+    """Adds the commands: each module has a function of its own name; of `x-y` both are x_y."""
     for name in names:
-        module = importlib.import_module(f"mpifs.cli.{name}")
-        app.command(name)(getattr(module, name))
+        python_name = name.replace("-", "_")
+        module = importlib.import_module(f"mpifs.cli.{python_name}")
+        app.command(name)(getattr(module, python_name))
 
 
 def run(arguments: list[str]) -> int:

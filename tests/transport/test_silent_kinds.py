@@ -33,8 +33,9 @@ class Mute:
         self.kind: int | None = None
         self.dropped = 0
         service = volume.services[1]
-        for number, handler in list(service._handlers.items()):
-            service._handlers[number] = self._wrap(number, handler)
+        for handlers in (service._handlers, service.others):
+            for number, handler in list(handlers.items()):
+                handlers[number] = self._wrap(number, handler)
 
     def _wrap(self, number: int, handler):  # type: ignore[no-untyped-def]
         def handle(request: Request) -> None:
