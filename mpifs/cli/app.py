@@ -20,8 +20,9 @@ from mpifs.cli.exit_code import ProgramExitCode
 
 COMMANDS = (
     "mkfs", "mount", "umount", "run", "status", "fsck", "scrub", "add", "drain", "replace",
-    "rebalance", "layout", "metrics", "profile", "put", "get", "ls", "cat", "rm", "send", "request",
-    "broadcast", "collect", "scatter", "gather", "shell", "bench", "doctor",
+    "rebalance", "layout", "metrics", "profile", "put", "get", "stage-in", "stage-out", "ls", "cat",
+    "rm", "send", "request", "broadcast", "collect", "scatter", "gather", "shell", "bench",
+    "doctor",
 )  # fmt: skip
 _INTERRUPTED = 130
 
@@ -60,10 +61,11 @@ def _main(
 
 
 def _register(names: Sequence[str]) -> None:
-    """Adds the commands: each module has a function of its own name."""
+    """Adds the commands: each module has a function of its own name; of `x-y` both are x_y."""
     for name in names:
-        module = importlib.import_module(f"mpifs.cli.{name}")
-        app.command(name)(getattr(module, name))
+        python_name = name.replace("-", "_")
+        module = importlib.import_module(f"mpifs.cli.{python_name}")
+        app.command(name)(getattr(module, python_name))
 
 
 def register_all() -> None:

@@ -57,6 +57,12 @@ class Kind(IntEnum):
     was asked for."""
     GET_MANY = 40
     """Chunk keys → the images of those that are there, in the body, as PUT has them."""
+    STAGE_IN = 41
+    """StageOrder in the body: files of a file system that the asked rank sees itself; it reads,
+    sums and stores these parts → StageReply in the body, once durable."""
+    STAGE_OUT = 42
+    """StageOutOrder in the body: chunks to be written into files that the asked rank sees itself,
+    made durable, read back and compared → StageReply in the body."""
     LOOK = 48
     """PathAsk → Entry: a local file, folder or link."""
     LIST_FOLDER = 49

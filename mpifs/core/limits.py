@@ -316,3 +316,27 @@ FIGURES_QUICK_S = 0.0001  # quick is less than this; what goes to a disk or a wo
 FIGURES_SLOW_PLACE = 16  # a request of 33 ms or more is kept by itself: rare on a healthy volume.
 FIGURES_SLOW_MAX = 64  # of them for each thread: a screen of them.
 WATCH_S = 1.0  # between two looks of `status --watch`.
+
+# Stage-in and stage-out.
+STAGE_COUNT_MAX = 256  # parts of files in one order: one round trip for so many small files.
+STAGE_BYTES_MAX = 8 * MIB  # of file bytes in one order, or a single larger chunk.
+STAGE_ORDERS_MAX = 4  # orders under way at one worker: one is read while others become durable,
+STAGE_ORDER_BYTES_MAX = 32 * MIB  # and their bytes, which are in the worker's memory.
+STAGE_QUEUED_MAX = 64  # orders that wait in rank 0 for a dead worker before the walk waits, too.
+STAGE_THREADS = 2  # of a worker, an order each: hides the latency of a remote file system's opens.
+STAGE_QUEUE_MAX = 64  # orders that wait for a worker's threads: 16 commands' worth.
+STAGE_TIMEOUT_S = 120.0  # rank 0 waits so long for an order: a congested file system is slow,
+STAGE_WORK_S = 90.0  # and a worker gives up what is left after so long, to answer in time.
+STAGE_DETAIL_MAX = 200  # characters of a refused part's sentence.
+STAGE_SENT_BYTES_MAX = 16 * MIB  # read by rank 0 itself for workers that do not see a source.
+STAGE_PARTIAL_BYTES = 32 * MIB  # from this size on an unfinished file is kept and goes on later.
+STAGE_FULL_LOOK_S = 2.0  # on a full volume removed files are waited for once in so long.
+STAGE_FAILURES_MAX = 1000  # failures kept with their sentences; more are only counted.
+STAGE_RUNS_MAX = 4  # commands at once on one volume: each has a thread of rank 0.
+STAGE_POLL_S = 0.2  # how soon the command notices Ctrl-C and shows news.
+STAGE_PAIRS_MAX = 1024  # lines of a manifest in one call: 8 MiB with the longest paths.
+STAGE_SOURCES_MAX = 10_000_000  # lines of one manifest: about 2 GiB of rank 0's memory.
+STAGE_TOLD_MAX = 16_384  # names the kernel is told of before a run waits until it has heard.
+STAGE_SYNC_COUNT = 8  # files written by one order from which one syncfs is cheaper than fsyncs.
+STAGE_LOOK_S = 0.1  # how soon a run that waits for workers notices that it is to end,
+STAGE_ABANDON_S = 10.0  # and so long it waits then for what is under way.

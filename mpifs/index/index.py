@@ -23,11 +23,11 @@ from mpifs.core.limits import NUMBER_RESERVE
 from mpifs.core.records import Counters
 from mpifs.core.superblock import Superblock
 from mpifs.core.types import ROOT_INODE, StoreEntry
-from mpifs.index.amending import Amending
 from mpifs.index.batch import Batch
 from mpifs.index.inode import Inode
 from mpifs.index.numbers import NumberRange
 from mpifs.index.room import IndexRoom
+from mpifs.index.staged import Staged
 from mpifs.index.volume import lock_folder, make_folder, read_superblock, write_superblock
 from mpifs.kv import Environment, Sync
 
@@ -37,7 +37,7 @@ _FIRST_NUMBERS = {
 }
 
 
-class Index(Amending):
+class Index(Staged):
     """An open index.  Any thread may call anything but seal and commit: one committer does that.
 
     `lock` is re-entrant; holding it around several calls makes them one atomic step.

@@ -52,6 +52,7 @@ from mpifs.job.recovery import restarter_of
 from mpifs.job.roster import LOST
 from mpifs.job.scrub_service import ScrubService
 from mpifs.job.signals import SignalGate
+from mpifs.job.stage_service import StageService
 from mpifs.job.stores_service import StoresService
 from mpifs.job.transfer_master import TransferMaster
 from mpifs.job.transfer_service import TransferService
@@ -181,6 +182,14 @@ class Master:
         control.register("drop_caches", lambda _: _drop_caches(vfs))
         files.FileService(vfs).register(control)
         fsck.register(control)
+        stage = StageService(
+            vfs,
+            self.client,
+            crew,
+            settle=self._settle_mount,
+            is_read_only=self.options.mount.read_only,
+        )
+        stage.register(control)
         scrub.register(control)
         StoresService(folder.index, index, vfs, self.client, crew, heal).register(control)
         transfers = self._transfers(control)
@@ -191,6 +200,7 @@ class Master:
         self._undo.callback(fsck.close)
         if transfers is not None:
             self._undo.callback(transfers.close)
+        self._undo.callback(stage.close)
         if not self.config.mountpoint:
             watch = threading.Thread(target=self._await_clients, args=(control,), daemon=True)
             watch.start()
@@ -202,6 +212,11 @@ class Master:
         service.register(control)
         service.make_folders()
         return service
+
+    def _settle_mount(self) -> None:
+        """Waits until the kernel has heard of what was changed past it."""
+        if self._mount is not None:
+            self._mount.settle()
 
     def _copy_stores(self, index: Index) -> CopyStores:
         crew = self.crew

@@ -11,6 +11,7 @@ from mpifs.core.limits import (
 from mpifs.fuse.process import prepare_process
 from mpifs.job.signals import SignalGate
 from mpifs.store.service import StoreService
+from mpifs.store.stage import Staging
 from mpifs.transfer.service import TransferService
 from mpifs.transport.client import Client
 from mpifs.transport.endpoint import Endpoint
@@ -29,6 +30,7 @@ def serve(volume: str, endpoint: Endpoint, gate: SignalGate) -> int:
     service = StoreService(volume, host, peers=peers)
     transfers = TransferService(host, peers)
     service.others |= transfers.handlers
+    service.others |= Staging(service.being_written, service.loss).handlers
     gate.arm(service.expect_end)
     server = Server(endpoint, service.handle, pool.take, pool.give)
     try:

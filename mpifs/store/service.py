@@ -219,6 +219,11 @@ class StoreService:
             return None
         return Served(store, ChecksumKind(served.checksum), writer.submit)
 
+    def loss(self) -> str:
+        """What has become of the store's files, "" if they are as they were; any thread.  Whoever
+        writes by `being_written` asks before he says that something is durable."""
+        return self._look()
+
     def _being_served(self) -> tuple[ChunkStore, ChecksumFunction] | None:
         self._check_gone()
         store = self._store

@@ -14,6 +14,7 @@ import errno
 import logging
 import threading
 import time
+from collections.abc import Callable
 
 from mpifs import faultpoint
 from mpifs.core.errors import FullError, MpifsError, PosixError
@@ -63,6 +64,9 @@ class Committer:
         self.commits = 0
         self.commit_seconds = 0.0
         self.error: OSError | None = None
+        self.settlers: list[Callable[[float], None]] = []
+        """Called by `settle` with its deadline: others who have chunks stored (stage-in) take what
+        is on its way into the index, or make it garbage.  A list is replaced, never changed."""
         self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
 
     def start(self, writeback: WriteBack) -> None:
@@ -170,6 +174,8 @@ class Committer:
                     if time.monotonic() > deadline:
                         raise MpifsError("workers do not take the data on its way to them")
                     data.await_idle(SETTLE_LOOK_S)
+        for settle in self.settlers:
+            settle(deadline)
         self.commit()
 
     def claim_room(self, size: int, *, is_growth: bool = True) -> None:

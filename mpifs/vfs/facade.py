@@ -45,7 +45,7 @@ class Vfs:
         self.index = index
         self.committer = committer
         self.writeback = writeback
-        self._scatter = scatter
+        self.scatter = scatter
         self.reader = reader
         self._handles = Handles()
         self._names = Names(index, committer)
@@ -281,4 +281,4 @@ class Vfs:
             self.committer.close()
         finally:
             self.reader.close()
-            self._scatter.close()
+            self.scatter.close()

@@ -20,6 +20,7 @@ from mpifs.core.types import ChecksumKind, ChunkKey, ChunkRef, StoreEntry, Store
 from mpifs.index.index import Index
 from mpifs.job.assembly import VfsOptions, build_vfs
 from mpifs.store.service import StoreService
+from mpifs.store.stage import Staging
 from mpifs.store.value import home_name
 from mpifs.transport.client import Client
 from mpifs.transport.loopback import make_world
@@ -126,6 +127,7 @@ class LoopbackVolume:
         service = self.services[rank] = StoreService(
             os.fspath(self.folder), "loopback", peers=Client(endpoint)
         )
+        service.others.update(Staging(service.being_written, service.loss).handlers)
         pool = BufferPool(0, 8 << 20)
         Server(endpoint, service.handle, pool.take, pool.give).run(
             service.should_stop, service.idle
