@@ -17,6 +17,7 @@ run: setup
 	@$(BIN)/python tools/demo.py
 
 test: setup
+	@$(BIN)/python -m compileall -q mpifs tests tools  # hundreds of commands: each would do it
 	@$(BIN)/python -m pytest -q -n 3 --dist worksteal </dev/null
 	@echo "make test: all tests passed"
 

@@ -7,18 +7,15 @@ where it fails.  Lives for one command: ends with it, or UNUSED_JOB_S after the 
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
-import os
-import threading
 import time
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from mpifs.core.errors import PosixError
-from mpifs.core.limits import FSCK_CANCEL_S, STOP_TIMEOUT_S, UNUSED_JOB_S
-from mpifs.job import processes
-from mpifs.job import state as job_state
+from mpifs.core.limits import UNUSED_JOB_S
+from mpifs.job.command_master import CommandMaster
 from mpifs.job.config import JobConfig
 from mpifs.job.control import ControlServer
 from mpifs.job.fsck_crew import FsckCrew
@@ -31,57 +28,23 @@ from mpifs.transport.endpoint import Endpoint
 log = logging.getLogger(__name__)
 
 
-class FsckMaster:
-    """See the module.  `_stop` is set by any thread; all else is the main thread's."""
+class FsckMaster(CommandMaster):
+    """See the module."""
 
     def __init__(self, config: JobConfig, endpoint: Endpoint) -> None:
-        self.config = config
         self.client = Client(endpoint)
         self.crew = FsckCrew(self.client, config.workers, restarter_of(config, self.client))
-        self._stop = threading.Event()
-        self._undo = contextlib.ExitStack()
+        super().__init__(config, self.crew, f"checking {config.folder.path}")
 
-    def ask_to_stop(self) -> None:
-        """Starts the stop; any thread, may be repeated."""
-        self._stop.set()
-
-    def run(self) -> None:
-        """Start, service and stop.  Raises OSError when the ranks or the socket fail."""
-        folder, job = self.config.folder, self.config.job
-        try:
-            control = self._start()
-            mine = list(processes.this_process())
-            roster = [
-                {"id": w.store, "rank": w.rank, "host": w.host, "pid": w.pid}
-                for w in self.crew.workers
-            ]
-            job_state.change(folder, job, job_state.READY, rank0=mine, workers=roster)
-            log.info("checking %s", folder.path)
-            self._await_end(control)
-            job_state.change(folder, job, job_state.STOPPING)
-        finally:
-            watchdog = threading.Timer(FSCK_CANCEL_S + 2 * STOP_TIMEOUT_S, self._give_up)
-            watchdog.daemon = True
-            watchdog.start()
-            self._undo.close()
-            watchdog.cancel()
-        job_state.change(folder, job, job_state.STOPPED)
-        log.info("stopped")
-
-    def _start(self) -> ControlServer:
-        self._undo.callback(self._dismiss)
+    def _enlist(self) -> None:
         self.crew.enlist(self.crew.greet())
-        self.crew.start_heartbeat()
+
+    def _open(self, control: ControlServer) -> Callable[[], object]:
         checks = RestChecks(self.config.folder, self.client, self.crew)
-        control = ControlServer(self.config.folder.socket)
         service = FsckService(checks.check, ChecksTurn())
         service.register(control)
-        control.register("stop", self._on_stop)
         control.register("status", self._on_status)
-        control.start()
-        self._undo.callback(control.close)
-        self._undo.callback(service.close)
-        return control
+        return service.close
 
     def _await_end(self, control: ControlServer) -> None:
         seen = time.monotonic()
@@ -92,19 +55,7 @@ class FsckMaster:
                 log.warning("no command has been here for %.0f s: ending", UNUSED_JOB_S)
                 return
 
-    def _on_stop(self, args: dict[str, Any]) -> dict[str, Any]:
-        self._stop.set()
-        return {}
-
     def _on_status(self, args: dict[str, Any]) -> NoReturn:
         raise PosixError(
             errno.EBUSY, f"{self.config.volume} is being checked by mpifs fsck; ask again later"
         )
-
-    def _give_up(self) -> NoReturn:
-        log.error("the stop takes too long; ending without it")
-        os._exit(1)
-
-    def _dismiss(self) -> None:
-        for reason in self.crew.dismiss():
-            log.warning("at the end: %s", reason)

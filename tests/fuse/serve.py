@@ -7,6 +7,7 @@ come through the kernel), `make NAME TEXT`, `unmount GRACE`.  Ends when the moun
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import json
 import logging
@@ -21,6 +22,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, cast
 
+from mpifs.core.kinds import Kind
 from mpifs.core.types import Caller
 from mpifs.fuse.mount import FuseMount
 from mpifs.fuse.options import MountOptions
@@ -75,6 +77,15 @@ class Counted:
         self._vfs.fsync(fh, datasync)
 
 
+def keep_alive(volume: LoopbackVolume) -> None:
+    """What a job's heartbeat does: a worker that hears nothing for long closes its store."""
+    while True:
+        for rank in range(1, volume.workers + 1):
+            with contextlib.suppress(OSError):
+                volume.client.call(rank, Kind.PING)
+        time.sleep(1.0)
+
+
 def main() -> None:
     faulthandler.register(signal.SIGUSR2, all_threads=True)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
@@ -82,6 +93,7 @@ def main() -> None:
     folder = tempfile.mkdtemp()
     volume = LoopbackVolume(Path(folder), workers=2)
     vfs = volume.open()
+    threading.Thread(target=keep_alive, args=(volume,), daemon=True).start()
     nodes = Counted(vfs)
     mount = FuseMount(cast(Nodes, nodes), sys.argv[1], options)
     code = 0
