@@ -58,7 +58,9 @@ def run(
 
     hosts = hosts_of(hostfile, host)
     if workers is None and hosts:
-        workers = assemble_mount.default_workers(store, len(hosts))
+        # What a forgotten scratch volume had does not count.
+        slots = len(hosts)
+        workers = slots if scratch else assemble_mount.default_workers(store, slots)
     geometry = geometry_of(workers, chunk_size, replicas, checksum, capacity)
     request = assemble_mount.MountRequest(
         store, mountpoint, options or [], hosts, os.path.expanduser(launch_agent), mpi, geometry

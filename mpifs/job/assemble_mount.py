@@ -106,7 +106,8 @@ def in_given_world(
                 )
             check_mountpoint(os.path.abspath(request.mountpoint))
             geometry = request.geometry
-            if geometry.workers is None and not is_volume(volume):
+            # A scratch volume that is there was forgotten by another run and is made anew.
+            if geometry.workers is None and (scratch or not is_volume(volume)):
                 geometry = replace(geometry, workers=workers)
             made = volume_for(volume, geometry, scratch=scratch)
             folder, removal = held.enter_context(made)

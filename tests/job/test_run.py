@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pty
 import select
@@ -22,6 +23,7 @@ from mpifs.job import state as job_state
 from mpifs.job.folder import VolumeFolder
 from mpifs.job.mounts import mount_at, unmount
 from mpifs.job.processes import Process
+from tests.job.lifecycle import mpifs
 from tests.mpi.launcher import Library, libraries
 
 ONLY_LONG = pytest.mark.skipif(os.environ.get("MPIFS_FAULTS") != "long", reason="MPIFS_FAULTS=long")
@@ -364,10 +366,20 @@ def test_interrupt_at_the_terminal(run: Run, terminal: Terminal) -> None:
     run.await_gone()
 
 
+def _leave_forgotten(folder: VolumeFolder) -> None:
+    mpifs("mkfs", folder.path, "--workers", "4")
+    os.makedirs(folder.run, exist_ok=True)
+    with open(os.path.join(folder.run, "scratch"), "w", encoding="ascii") as mark:
+        json.dump({"boot": "another", "maker": [1, 1], "removal": "contents"}, mark)
+
+
 @pytest.mark.parametrize("library", libraries(), ids=lambda library: library.name)
 @pytest.mark.parametrize("is_killed", [False, True])
 def test_in_a_given_world(run: Run, library: Library, is_killed: bool) -> None:
-    """`mpiexec -n 3 mpifs run`: one launch; rank 0's exit code is the command's."""
+    """`mpiexec -n 3 mpifs run`: one launch; rank 0's exit code is the command's.  A scratch volume
+    of more workers, whose job was cut off with its machine, is in nobody's way."""
+    if not is_killed:
+        _leave_forgotten(run.folder)
     script = 'test -z "$PMI_RANK$PMIX_RANK" || exit 99; '  # no rank: it may use MPI itself.
     script += 'echo $$ > "$0"; while [ ! -e go ]; do sleep 0.05; done; echo hi > mnt/x; cat mnt/x'
     run.start(
@@ -386,4 +398,5 @@ def test_in_a_given_world(run: Run, library: Library, is_killed: bool) -> None:
         (run.place / "go").touch()
         assert run.code() == 6, run.error() + (run.place / "out").read_text()
         assert "hi\n" in (run.place / "out").read_text()
-    run.await_gone()
+    run.await_gone(scratch=is_killed)
+    assert not os.path.exists(run.folder.path) or os.listdir(run.folder.path) == []
