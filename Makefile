@@ -33,7 +33,7 @@ soak: setup
 
 # Every kind of damage alone, many mixtures, repairs killed at each step: about an hour.
 faults: setup
-	@MPIFS_FAULTS=long $(BIN)/python -m pytest -q -n 2 --dist worksteal tests/faults tests/mount/test_volume_limits.py tests/job/test_run.py </dev/null
+	@MPIFS_FAULTS=long $(BIN)/python -m pytest -q -n 2 --dist worksteal tests/faults tests/job tests/mount/test_volume_limits.py tests/job/test_run.py </dev/null
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

@@ -52,6 +52,7 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     for line in (
         "slow: long; on the first binding only, unless --slow",
+        "long_variant(id): with this parameter only if MPIFS_FAULTS=long (make faults)",
         "limit(seconds): how long the mount may hang in this test before it is aborted",
         "not_plain: makes sense on a mount only",
     ):
@@ -81,6 +82,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         second = callspec is not None and callspec.params.get("variant", chosen[0]) != chosen[0]
         if item.get_closest_marker("slow") and second and not config.getoption("slow"):
             item.add_marker(pytest.mark.skip(reason="slow: on the first binding only (--slow)"))
+        variant = item.get_closest_marker("long_variant")
+        is_long = variant and callspec and variant.args[0] in callspec.id.split("-")
+        if is_long and os.environ.get("MPIFS_FAULTS") != "long":
+            item.add_marker(pytest.mark.skip(reason="MPIFS_FAULTS=long"))
         if not item.get_closest_marker("timeout") and "guarded" in getattr(
             item, "fixturenames", ()
         ):

@@ -124,6 +124,7 @@ def test_what_put_wrote_is_in_the_mount_and_back(
     assert one.mpifs("cat", f"{one.store}:made here").stdout == (top / "big").read_bytes()
 
 
+@pytest.mark.long_variant("at rest")
 def test_ls(served: Volume, tmp_path: Path) -> None:
     top = plant(tmp_path)
     served.mpifs("put", top, f"{served.store}:/")
@@ -143,6 +144,7 @@ def test_ls(served: Volume, tmp_path: Path) -> None:
     one_line(served.mpifs("ls", f"{served.store}:none", check=False), 1, b"No such file")
 
 
+@pytest.mark.long_variant("at rest")
 def test_streams_and_cat(served: Volume, tmp_path: Path) -> None:
     data = random.Random(2).randbytes(1_500_000)
     served.mpifs("put", "-", f"{served.store}:s", stdin=data)
@@ -152,6 +154,7 @@ def test_streams_and_cat(served: Volume, tmp_path: Path) -> None:
     one_line(served.mpifs("cat", f"{served.store}:/", check=False), 1, b"folder")
 
 
+@pytest.mark.long_variant("at rest")
 def test_rm(served: Volume, tmp_path: Path) -> None:
     top = plant(tmp_path)
     served.mpifs("put", top, f"{served.store}:/")
@@ -165,6 +168,7 @@ def test_rm(served: Volume, tmp_path: Path) -> None:
     assert served.mpifs("ls", f"{served.store}:/").stdout == b""
 
 
+@pytest.mark.long_variant("at rest")
 def test_one_failure_does_not_stop_the_others(served: Volume, tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).write_text(name)
@@ -253,6 +257,7 @@ def test_two_commands_on_one_volume_take_turns(rest: Volume) -> None:
     assert rest.mpifs("ls", f"{rest.store}:/").stdout == b"a\nb\n"
 
 
+@pytest.mark.long_variant("at rest")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_put_leaves_nothing(served: Volume, number: int) -> None:
     served.mpifs("put", "-", f"{served.store}:f", stdin=b"old")

@@ -182,6 +182,7 @@ def _ready(one: Volume, before: str) -> job_state.State | None:
     return state if is_new else None
 
 
+@pytest.mark.long_variant("15")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_in_the_middle(one: Volume, number: signal.Signals) -> None:
     fill(one, "-w", "2")

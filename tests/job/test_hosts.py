@@ -12,6 +12,7 @@ from tests.job.lifecycle import mpifs, volume
 from tests.job.namespaces import AGENT, Hosts
 
 
+@pytest.mark.long_variant("host")
 @pytest.mark.parametrize("way", ["host", "hostfile"])
 def test_three_hosts(hosts: Hosts, way: str) -> None:
     content = os.urandom(20_000_003)
