@@ -13,10 +13,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from mpifs.core.limits import FINALIZE_TIMEOUT_S
 from mpifs.job import state as job_state
 from mpifs.job.folder import VolumeFolder
 from mpifs.job.mounts import mount_at, unmount
-from mpifs.job.processes import kill, marked_with
+from mpifs.job.processes import kill, marked_with, wait_gone
 
 ROOT = Path(__file__).resolve().parents[2]
 GONE_S = 20.0
@@ -95,6 +96,10 @@ class Volume:
         state = self.state()
         if not state.get("job"):
             return []
+        # Ranks on other hosts are their launcher's to end; MPI may keep one that was spawned so long.
+        here = set(marked_with(state["job"]))
+        away = [p for p in marked_with(state["job"], everywhere=True) if p not in here]
+        wait_gone(away, FINALIZE_TIMEOUT_S + 2)
         left = self.left(state)
         while mount_at(str(self.mountpoint)):
             if unmount(str(self.mountpoint), lazy=True):
