@@ -32,8 +32,8 @@ def stage_in(
     """Copy trees into a volume, mounted or not, as put does, but all workers read their part of
     the sources themselves and many small files go by batches.
 
-    What is there with the same size and mtime is left alone: run it again after an interruption
-    and it goes on.  Exit code 0: all done; 1: nothing; 2: a part (and for a wrong command line).
+    A folder goes into DIR, which is made if it is not there.  What is there with the same size and
+    mtime is left alone: run it again after an interruption and it goes on.  Exit code 0: all done; 1: nothing; 2: a part (and for a wrong command line).
     """
     from mpifs.cli.stage_follow import StageProgress, finish, run
     from mpifs.cli.volume_path import parse
@@ -67,10 +67,10 @@ def _listed(manifest: str, place: VolumePath) -> Iterator[tuple[bytes, bytes]]:
 def _named(
     files: Files, place: VolumePath, sources: list[str], progress: StageProgress
 ) -> Iterator[tuple[bytes, bytes]]:
-    """As put has them.  Raises OSError."""
+    """Into the folder that is named, made if it is not there.  Raises OSError."""
     from mpifs.cli.volume_path import split_basename
     from mpifs.core.errors import PosixError
-    from mpifs.job.files_targets import targets
+    from mpifs.job.files_targets import repeatable_targets
 
     names = [os.fsencode(split_basename(source)) for source in sources]
     # A / behind a symlink means the folder it leads to, as everywhere.
@@ -79,7 +79,7 @@ def _named(
     ]
     is_folder = len(starts) == 1 and os.path.isdir(starts[0]) and not os.path.islink(starts[0])
     try:
-        ends = targets(
+        ends = repeatable_targets(
             files, place.path, names, wants_folder=place.wants_folder, is_folder=is_folder
         )
     except OSError as error:

@@ -32,8 +32,8 @@ def stage_out(
     """Copy trees out of a volume, mounted or not, as get does, but all workers write their part
     themselves, read back what lies there and compare it with the volume's checksums.
 
-    What is there already, byte for byte, is left alone: run it again after an interruption and it
-    goes on.  Exit code 0: all done; 1: nothing; 2: a part (and for a wrong command line).
+    A folder goes into DEST, which is made if it is not there.  What is there already, byte for byte,
+    is left alone: run it again after an interruption and it goes on.  Exit code 0: all done; 1: nothing; 2: a part (and for a wrong command line).
     """
     from mpifs.cli.stage_follow import StageProgress, finish, run
     from mpifs.cli.volume_path import parse
@@ -75,15 +75,15 @@ def _listed(manifest: str, place: VolumePath, dest: str) -> Iterator[tuple[bytes
 def _named(
     files: Files, sources: list[VolumePath], dest: str, progress: StageProgress
 ) -> Iterator[tuple[bytes, bytes]]:
-    """As get has them.  Raises OSError."""
+    """Into the folder that is named, made if it is not there.  Raises OSError."""
     from mpifs.core.errors import PosixError
     from mpifs.job.files_local import LocalFiles
-    from mpifs.job.files_targets import targets
+    from mpifs.job.files_targets import repeatable_targets
 
     names = [os.path.basename(source.path) for source in sources]
     is_folder = len(sources) == 1 and files.stat(sources[0].path).is_folder
     try:
-        ends = targets(
+        ends = repeatable_targets(
             LocalFiles(),
             os.fsencode(os.path.abspath(dest)),
             names,

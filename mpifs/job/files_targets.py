@@ -39,3 +39,16 @@ def targets(
     if not has_parent:
         raise PosixError(errno.ENOENT, "the folder it is to go into does not exist; make it first")
     return [place]
+
+
+def repeatable_targets(
+    files: Files, place: bytes, names: list[bytes], *, wants_folder: bool, is_folder: bool
+) -> list[bytes]:
+    """As `targets`, but the same for a command that is run again: a folder, or one of several
+    sources, always goes into `place`, which is a folder then and need not be there yet."""
+    if is_folder or wants_folder or len(names) > 1:
+        try:
+            files.stat(place, follow=True)
+        except FileNotFoundError:
+            return [join(place, name) if name else place for name in names]
+    return targets(files, place, names, wants_folder=wants_folder, is_folder=is_folder)

@@ -114,6 +114,19 @@ def test_trees_go_in_and_come_out_the_same(mounted: Volume, tmp_path: Path) -> N
     assert unfinished(out) == []
 
 
+def test_the_same_command_again_means_the_same(mounted: Volume, tmp_path: Path) -> None:
+    """Also when the folder that things go into was not there at first."""
+    one, out = mounted, tmp_path / "new"
+    top = many(tmp_path / "many", 5)
+    for done in ("files", "skipped"):
+        assert stage(one, "stage-in", top, f"{one.mnt}:/once/more")[done] == 5
+        assert shape(one / "once" / "more" / "many") == shape(top)
+        assert stage(one, "stage-out", f"{one.mnt}:/once/more/many", out)[done] == 5
+        assert shape(out / "many") == shape(top)
+        assert stage(one, "stage-in", top / "f1", f"{one.mnt}:/f")[done] == 1
+        assert (one / "f").read_bytes() == (top / "f1").read_bytes()
+
+
 def test_files_that_were_cut(mounted: Volume, tmp_path: Path) -> None:
     """A chunk's stored bytes past the end of its file are none of the file's."""
     one, out = mounted, tmp_path / "out"
@@ -192,7 +205,7 @@ def test_a_worker_dies_in_the_middle(
     done = stage(one, "stage-out", f"{one.store}:/many", tmp_path / "out")
     assert (done["files"] + done["skipped"], done["failed"]) == (701, 0)
     assert Path(f"{once}-out").exists(), "nobody has died"
-    assert shape(tmp_path / "out") == shape(top)
+    assert shape(tmp_path / "out" / "many") == shape(top)
     assert unfinished(tmp_path / "out") == []
 
 
@@ -371,5 +384,5 @@ def test_a_repair_meanwhile_takes_nothing_away(mounted: Volume, tmp_path: Path) 
         checker.join()
     assert failures == []
     for n in range(3):
-        assert shape(one.mnt / f"{n}") == shape(top)
+        assert shape(one.mnt / f"{n}" / "many") == shape(top)
     assert findings(one) == []
