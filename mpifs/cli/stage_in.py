@@ -33,7 +33,9 @@ def stage_in(
     the sources themselves and many small files go by batches.
 
     A folder goes into DIR, which is made if it is not there.  What is there with the same size and
-    mtime is left alone: run it again after an interruption and it goes on.  Exit code 0: all done; 1: nothing; 2: a part (and for a wrong command line).
+    mtime is left alone: run it again after an interruption and it goes on.
+
+    Exit code 0: all done; 1: nothing; 2: a part (and for a wrong command line).
     """
     from mpifs.cli.stage_follow import StageProgress, finish, run
     from mpifs.cli.volume_path import parse

@@ -32,8 +32,10 @@ def stage_out(
     """Copy trees out of a volume, mounted or not, as get does, but all workers write their part
     themselves, read back what lies there and compare it with the volume's checksums.
 
-    A folder goes into DEST, which is made if it is not there.  What is there already, byte for byte,
-    is left alone: run it again after an interruption and it goes on.  Exit code 0: all done; 1: nothing; 2: a part (and for a wrong command line).
+    A folder goes into DEST, which is made if it is not there.  What is there already, byte for
+    byte, is left alone: run it again after an interruption and it goes on.
+
+    Exit code 0: all done; 1: nothing; 2: a part (and for a wrong command line).
     """
     from mpifs.cli.stage_follow import StageProgress, finish, run
     from mpifs.cli.volume_path import parse
