@@ -74,12 +74,10 @@ class NullNodes:
         self._nodes[node.ino] = self._entries(parent)[name] = node
         return node
 
-    def lookup(self, parent: int, name: bytes) -> Stat:
+    def lookup(self, parent: int, name: bytes) -> Stat | None:
         """A name's node."""
         node = self._entries(parent).get(name)
-        if node is None:
-            raise PosixError(errno.ENOENT)
-        return _stat_of(node)
+        return None if node is None else _stat_of(node)
 
     def forget(self, ino: int) -> None:
         """A node of a removed file goes."""

@@ -76,6 +76,7 @@ HOST_PROBE_S = 5.0  # a host that has not run a command by then is left out of t
 LEADER_LOOK_S = 0.003  # a request that takes longer has another thread receive the next one:
 LEADER_STALL_S = 0.005  # when two take longer than this, and with requests of BULK_BYTES and more,
 LEADER_WIDE_S = 0.5  # all threads receive for so long.
+FUSE_SPIN_S = 100e-6  # the next request of a busy program comes sooner; to be woken takes 30 µs.
 BULK_BYTES = 128 * KIB  # of a read or write: from here on its copies cost more than Python.
 
 # Polling.
@@ -97,6 +98,8 @@ DIRTY_BYTES_MAX = 64 * MIB  # write-back buffers, in flight included; writers wa
 CACHE_BYTES_MAX = 64 * MIB  # clean chunks for small reads and ahead; the kernel caches the rest.
 INODE_CACHE_MAX = 50_000  # live inodes kept in memory, about 550 B each; another costs 10 µs,
 DENTRY_CACHE_MAX = 60_000  # and (parent, name) pairs, about 300 B each: 45 MiB in all.
+COMPLETE_DIRECTORIES_MAX = 10_000  # known with all their names, about 60 B each, and
+COMPLETED_ENTRIES_MAX = 2048  # the largest that are read for it: 5 ms in which others wait.
 INDEX_RESIDENT_BYTES_MAX = 32 * MIB  # pages of the index mapped since they were last given back.
 HEAP_TRIM_BYTES = 32 * MIB  # own memory more than after the last trim: what is free of it goes.
 HEAPS_MAX = 2  # malloc's; each keeps its own free memory.  Python's lock lets few threads in.
@@ -108,6 +111,8 @@ COMMIT_INTERVAL_S = 0.1  # -o commit=: a closed file survives the death of every
 COMMIT_INTERVAL_MAX_S = 60.0  # more would make the promise of close worthless.
 MEMORY_BYTES_MIN = 8 * MIB  # of -o dirty= and cache=: below it a few chunks fill the buffers.
 SETTLE_LOOK_S = 0.02  # the end of a write is told only when nothing at all is on its way.
+CLEAN_REST_S = 0.03  # garbage waits until no name has changed for so long,
+CLEAN_DELAY_MAX_S = 1.0  # but no longer than this.
 CLEAN_ROUNDS_MAX = 64  # batches of garbage per tick, so that one tick stays short.
 READ_TRIES = 4  # a chunk rewritten or moved while it is read has another ref; it is looked up anew.
 READAHEAD_QUEUE_MAX = 256  # chunks asked for ahead; older wishes are dropped for newer ones.

@@ -16,11 +16,12 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import select
 import threading
 import time
 from collections.abc import Callable
 
-from mpifs.core.limits import BULK_BYTES, IDLE_LOOK_S, LEADER_LOOK_S, LEADER_STALL_S, LEADER_WIDE_S
+from mpifs.core.limits import BULK_BYTES, FUSE_SPIN_S, IDLE_LOOK_S, LEADER_LOOK_S, LEADER_STALL_S, LEADER_WIDE_S
 from mpifs.fuse.dispatch import Dispatch
 from mpifs.fuse.figures import FIGURES
 from mpifs.fuse.protocol import Opcode
@@ -30,8 +31,28 @@ from mpifs.fuse.session import Session
 log = logging.getLogger(__name__)
 
 _AGAIN = frozenset({-errno.EINTR, -errno.EAGAIN, -errno.ENOENT})
+_SCORE_MAX = 8
 _CALM_LOOKS = 50
 """Looks without a request after which the scout sleeps until the next one."""
+
+
+class Gaps:
+    """Whether requests follow each other so closely that it pays to spin for the next one.
+
+    Written by whoever receives; two at once may spoil a count, which costs a spin.
+    """
+
+    def __init__(self, *, can_spin: bool) -> None:
+        self._can_spin = can_spin
+        self._score = 0
+        self.is_dense = False
+
+    def note(self, waited_s: float) -> None:
+        """A request came after so long."""
+        score = self._score
+        score = min(score + 1, _SCORE_MAX) if waited_s < FUSE_SPIN_S else max(score - 3, 0)
+        self._score = score
+        self.is_dense = self._can_spin and score > _SCORE_MAX // 2
 
 
 class Loop:
@@ -69,6 +90,9 @@ class Loop:
         self._is_calm = False
         self._stir = threading.Event()
         self._is_over = False
+        self._gaps = Gaps(can_spin=len(os.sched_getaffinity(0)) > 1)
+        self._poll = select.poll()
+        self._poll.register(session.device, select.POLLIN)
 
     def start(self, timeout_s: float) -> bool:
         """Returns True once INIT was answered, False if the session ended or after the timeout."""
@@ -136,14 +160,24 @@ class Loop:
             self._unpark.acquire(timeout=IDLE_LOOK_S)
             self._parked.discard(number)
         self._waiting.add(number)
+        asked_s = time.monotonic()
+        if self._gaps.is_dense and asked_s > self._wide_until:
+            self._await_spinning(asked_s + FUSE_SPIN_S)
         size = request.receive()
         self._waiting.discard(number)
-        self._since[number] = time.monotonic()
+        self._since[number] = came_s = time.monotonic()
+        self._gaps.note(came_s - asked_s)
         self._received += 1
         if self._is_calm:
             self._is_calm = False
             self._stir.set()
         return size
+
+    def _await_spinning(self, until_s: float) -> None:
+        """Looks whether a request has come, again and again, until one has or the time is over."""
+        look = self._poll.poll
+        while not look(0) and time.monotonic() < until_s:
+            os.sched_yield()
 
     def _widen(self) -> None:
         """All threads receive for a while."""

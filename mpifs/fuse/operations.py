@@ -88,10 +88,8 @@ class Operations:
 
     def lookup(self, request: Request) -> bytes:
         """A name's node."""
-        try:
-            return self._answers.entry(self._nodes.lookup(request.nodeid, request.name()))
-        except FileNotFoundError:
-            return self._answers.absent
+        found = self._nodes.lookup(request.nodeid, request.name())
+        return self._answers.absent if found is None else self._answers.entry(found)
 
     def forget(self, request: Request) -> None:
         """The kernel has let go of a node: it has sent all its requests."""

@@ -126,7 +126,9 @@ class Amending(Namespace, Orphans, Garbage):
             if live is not None:
                 live.forget_trust()
         elif database == records.DENTRIES and len(key) > 8:
-            self._names.pop((int.from_bytes(key[:8], "big"), key[8:]), None)
+            parent = int.from_bytes(key[:8], "big")
+            self._names.pop((parent, key[8:]), None)
+            self._complete.discard(parent)
         elif database == records.META and value is not None:
             if key == records.KEY_STORES:
                 self._stores = records.decode_stores(value)

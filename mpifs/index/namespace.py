@@ -82,6 +82,7 @@ class Namespace(Names):
             if is_directory:
                 parent.nlink += 1
                 self._directory_count += 1
+                self._keep_complete(ino)
             else:
                 self._file_count += 1
             self._keep(inode)
@@ -138,6 +139,7 @@ class Namespace(Names):
                 raise PosixError(errno.ENOTEMPTY)
             self._clear_name(parent, name)
             self._lose_name(inode, parent, name, now_ns)
+            self._complete.discard(inode.ino)
             parent.nlink -= 1
             self._grow(parent, -1, now_ns)
             return inode

@@ -47,6 +47,8 @@ class State:
         self._evicted: WeakValueDictionary[int, Inode] = WeakValueDictionary()
         self._evict_at = 0
         self._names: dict[tuple[int, bytes], int] = {}
+        self._complete: set[int] = set()
+        self._absences: dict[int, int] = {}
         self._dirty: dict[int, Inode | None] = {}
         self._sealed_inodes: dict[int, bytes | None] = {}
         self._dentries: Table[bytes, int] = Table(

@@ -20,15 +20,16 @@ from mpifs.core.types import ChunkKey, ChunkRef
 
 
 class _Entry:
-    """A chunk in the cache; `payload` is None while it is being fetched."""
+    """A chunk in the cache; `payload` is None while it is being fetched, until `ready` is set."""
 
     __slots__ = ("buffer", "error", "is_own", "payload", "ready", "users")
 
-    def __init__(self, buffer: bytearray) -> None:
+    def __init__(self, buffer: bytearray, ready: threading.Event | None) -> None:
         self.buffer = buffer
         self.payload: memoryview | None = None
         self.error: OSError | None = None
-        self.ready = threading.Event()
+        self.ready = ready
+        """None: it has been there from the beginning."""
         self.users = 1
         self.is_own = True
 
@@ -158,11 +159,10 @@ class ChunkCache:
     def put(self, key: ChunkKey, payload: memoryview) -> None:
         """Copies in what was fetched, and verified, otherwise; nothing if it is here already."""
         end = IMAGE_HEADER_BYTES + len(payload)
-        entry = _Entry(self._pool.take(len(payload)))
+        entry = _Entry(self._pool.take(len(payload)), None)
         entry.buffer[IMAGE_HEADER_BYTES:end] = payload
         entry.payload = memoryview(entry.buffer)[IMAGE_HEADER_BYTES:end]
         entry.users = 0
-        entry.ready.set()
         with self._lock:
             if key not in self._entries:
                 self._entries[key] = entry
@@ -196,13 +196,15 @@ class ChunkCache:
                 self._entries.move_to_end(key)
                 self.hits += 1
             else:
-                mine = _Entry(self._pool.take(max(1, ref.length)))
+                ready = threading.Event()
+                mine = _Entry(self._pool.take(max(1, ref.length)), ready)
                 self._entries[key] = mine
                 self.bytes_used += len(mine.buffer)
                 self.misses += 1
                 self._shrink(key)
         if entry is not None:
-            entry.ready.wait(REQUEST_TIMEOUT_S * max(1, len(ref.stores)))
+            if entry.ready is not None:
+                entry.ready.wait(REQUEST_TIMEOUT_S * max(1, len(ref.stores)))
             return entry, False
         try:
             payload = self._fetch(key, ref, mine.buffer)
@@ -215,7 +217,7 @@ class ChunkCache:
                 if self._entries.get(key) is mine:
                     self._evict(key)
         finally:
-            mine.ready.set()
+            ready.set()
         return mine, True
 
     def release(self, entry: _Entry) -> None:

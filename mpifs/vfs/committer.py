@@ -20,6 +20,8 @@ from mpifs import faultpoint
 from mpifs.core.errors import FullError, MpifsError, PosixError
 from mpifs.core.limits import (
     BATCH_COUNT_MAX,
+    CLEAN_DELAY_MAX_S,
+    CLEAN_REST_S,
     CLEAN_ROUNDS_MAX,
     DIRTY_AGE_MAX_S,
     IDLE_LOOK_S,
@@ -60,6 +62,8 @@ class Committer:
         self._quit = threading.Event()
         self._orphan = 0
         self._seals = 0
+        self._named_s = float("-inf")
+        self._clean_until_s = 0.0
         self._committed = 0
         self.commits = 0
         self.commit_seconds = 0.0
@@ -79,6 +83,11 @@ class Committer:
         """Something is dirty: tick within half the commit interval."""
         if not self._wake.is_set():  # it is cleared before a tick begins, so none is missed
             self._wake.set()
+
+    def names_changed(self) -> None:
+        """A name was made, moved or taken away: as `kick`, and garbage may wait a little."""
+        self._named_s = time.monotonic()
+        self.kick()
 
     def renamed_over(self, data: FileData | None) -> None:
         """A file has a new name; `data` (if it is dirty) goes behind the barrier.
@@ -270,12 +279,28 @@ class Committer:
             except MpifsError as error:
                 log.error("%s", error)
         self.commit()
+        can_wait = self._can_clean_later(time.monotonic())
         rounds = 0
-        while self.clean_up() and rounds < CLEAN_ROUNDS_MAX and not self._quit.is_set():
-            rounds += 1
-            self.commit()
-        if self._writeback.files or rounds:
+        if not can_wait:
+            while self.clean_up() and rounds < CLEAN_ROUNDS_MAX and not self._quit.is_set():
+                rounds += 1
+                self.commit()
+        if self._writeback.files or rounds or can_wait:
             self._wake.set()
+
+    def _can_clean_later(self, now: float) -> bool:
+        """Whether the garbage waits, because somebody is just making or removing many names: they
+        and the cleaning would halve each other's speed (Python's lock).  Bounded by time, and only
+        while there is room: who overwrites large files makes no names."""
+        can_wait = (
+            now - self._named_s < CLEAN_REST_S
+            and now < self._clean_until_s
+            and not self._index.room.is_tight
+            and not self._writeback.is_tight()
+        )
+        if not can_wait:
+            self._clean_until_s = now + CLEAN_DELAY_MAX_S
+        return can_wait
 
     @staticmethod
     def _is_due(data: FileData, now: float) -> bool:

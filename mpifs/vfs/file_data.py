@@ -87,6 +87,11 @@ class FileData:
         """Whether anything is dirty or on its way."""
         return bool(self.dirty or self.in_flight)
 
+    def detach_if_idle(self) -> None:
+        """Takes it off its inode when nothing needs it.  Requires: the lock is held."""
+        if not (self.handles or self.dirty or self.in_flight or self.error):
+            self.inode.data = None
+
     def on_its_way(self, chunk: int) -> ChunkBuffer | None:
         """The newest valid in-flight buffer of a chunk."""
         for buffer in reversed(self.in_flight):

@@ -57,7 +57,7 @@ class Names:
             target=target,
             now_ns=time.time_ns(),
         )
-        self._committer.kick()
+        self._committer.names_changed()
         return inode
 
     def link(self, inode: Inode, parent: Inode, name: bytes) -> None:
@@ -66,13 +66,13 @@ class Names:
         check_addition(parent)
         self._committer.claim_room(INDEX_ROW_BYTES)
         self._index.link(inode, parent, name, time.time_ns())
-        self._committer.kick()
+        self._committer.names_changed()
 
     def unlink(self, parent: Inode, name: bytes) -> Inode:
         """unlink(2); the inode that the name had."""
         self._check_removal(parent, name)
         inode = self._index.unlink(parent, name, time.time_ns())
-        self._committer.kick()
+        self._committer.names_changed()
         self._committer.after_removal()
         return inode
 
@@ -80,7 +80,7 @@ class Names:
         """rmdir(2); the folder."""
         self._check_removal(parent, name)
         inode = self._index.rmdir(parent, name, time.time_ns())
-        self._committer.kick()
+        self._committer.names_changed()
         self._committer.after_removal()
         return inode
 
@@ -109,5 +109,5 @@ class Names:
                 )
             data = moved.data if moved is not None else None
             self._committer.renamed_over(data if isinstance(data, FileData) else None)
-        self._committer.kick()
+        self._committer.names_changed()
         return replaced

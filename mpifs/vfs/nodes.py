@@ -74,10 +74,11 @@ class Nodes:
 
     # Nodes
 
-    def lookup(self, parent: int, name: bytes) -> Stat:
-        """What a name names; `.` and `..` revive a node that the kernel has forgotten.
+    def lookup(self, parent: int, name: bytes) -> Stat | None:
+        """What a name names, None if there is none; `.` and `..` revive a node that the kernel has
+        forgotten.
 
-        Raises ENOENT, ENOTDIR, ENAMETOOLONG, ESTALE."""
+        Raises ENOTDIR, ENAMETOOLONG, ESTALE."""
         ino = self._index.lookup(parent, name)
         if not ino:
             inode = self._index.inode(parent)
@@ -86,7 +87,7 @@ class Nodes:
             if not inode.is_directory:
                 raise PosixError(errno.ENOTDIR)
             if name != b"..":
-                raise PosixError(errno.ENOENT)
+                return None
             ino = inode.parent or ROOT_INODE
         return stat_of(self._index.inode(ino))
 
@@ -208,6 +209,8 @@ class Nodes:
             if flags & os.O_EXCL:
                 raise
             stat_there = self.lookup(parent, name)
+            if stat_there is None:
+                raise PosixError(errno.ENOENT) from None
             return (stat_there, *self.open(stat_there.ino, flags, kills=caller.uid != 0))
         return (stat_of(inode), *self._files.open(inode, flags, is_new=True, by_kernel=True))
 

@@ -7,9 +7,9 @@ when its stores have said that it is durable.  Bounded by `dirty_bytes_max`: ove
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 
 from mpifs.core.errors import FullError, MpifsError, SilentError
 from mpifs.core.layout import extents
@@ -30,6 +30,39 @@ from mpifs.vfs.resend import Resend
 log = logging.getLogger(__name__)
 
 _STORED = object()
+
+
+class Locked:
+    """See WriteBack.locked.  A FileData that nobody needs is taken off its inode at the end of the
+    block; so it is looked for again once it is locked."""
+
+    __slots__ = ("_data", "_index_lock", "_inode")
+
+    _data: FileData
+
+    def __init__(self, inode: Inode, index_lock: threading.RLock) -> None:
+        self._inode = inode
+        self._index_lock = index_lock
+
+    def __enter__(self) -> FileData:
+        inode = self._inode
+        while True:
+            data = inode.data
+            if not isinstance(data, FileData):
+                with self._index_lock:
+                    if not isinstance(inode.data, FileData):
+                        inode.data = FileData(inode)
+                continue
+            data.lock.acquire()
+            if inode.data is data:
+                self._data = data
+                return data
+            data.lock.release()
+
+    def __exit__(self, *_: object) -> None:
+        data = self._data
+        data.detach_if_idle()
+        data.lock.release()
 
 
 class WriteBack:
@@ -69,28 +102,9 @@ class WriteBack:
         self.files: dict[int, FileData] = {}
         self.on_lost: Callable[[Inode], None] = lambda inode: None
 
-    @contextmanager
-    def locked(self, inode: Inode) -> Iterator[FileData]:
-        """The inode's FileData with its lock held, made if there is none.
-
-        A FileData that nobody needs is taken off its inode; so look again once it is locked."""
-        while True:
-            data = inode.data
-            if not isinstance(data, FileData):
-                with self._index.lock:
-                    if not isinstance(inode.data, FileData):
-                        inode.data = FileData(inode)
-                continue
-            with data.lock:
-                if inode.data is data:
-                    yield data
-                    self.detach_if_idle(data)
-                    return
-
-    def detach_if_idle(self, data: FileData) -> None:
-        """Takes a FileData off its inode when nothing needs it.  Requires: data.lock is held."""
-        if not (data.handles or data.has_unwritten or data.error):
-            data.inode.data = None
+    def locked(self, inode: Inode) -> Locked:
+        """For a `with` block: the inode's FileData with its lock held, made if there is none."""
+        return Locked(inode, self._index.lock)
 
     @property
     def dirty_bytes(self) -> int:
@@ -365,7 +379,7 @@ class WriteBack:
         if not data.has_unwritten and self.files.pop(data.inode.ino, None) is not None:
             data.closing = False
             self._index.unpin(data.inode)
-            self.detach_if_idle(data)
+            data.detach_if_idle()
 
     def flush(self, data: FileData) -> None:
         """Starts sending everything dirty of a file."""

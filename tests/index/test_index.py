@@ -156,6 +156,7 @@ def test_failed_commit_keeps_everything(index: Index, monkeypatch: pytest.Monkey
         index.commit(batch)
     index._cache.clear()
     index._names.clear()
+    index._complete.clear()
     second = make(index, b"second")
     index.set_refs(first, [(0, ref(2)), (1, ref(3))])
     index.unlink(index.inode(1), b"first", 5)

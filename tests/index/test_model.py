@@ -363,6 +363,7 @@ class Machine(RuleBasedStateMachine):
     def forget_caches(self) -> None:
         self.index._cache.clear()
         self.index._names.clear()
+        self.index._complete.clear()
 
     @invariant()
     def is_the_model(self) -> None:

@@ -113,6 +113,7 @@ def test_errno(tree: Index, case: Case, committed: bool) -> None:
         tree.sync()
         tree._cache.clear()
         tree._names.clear()
+        tree._complete.clear()
     before = [(i.ino, i.nlink, i.size) for i in map(tree.inode, range(1, 9))]
     with pytest.raises(PosixError) as caught:
         case[1](tree)
@@ -241,6 +242,7 @@ def test_long_paths(index: Index) -> None:
     assert index.path_of(made.ino) == path
     index.sync()
     index._names.clear()
+    index._complete.clear()
     index._cache.clear()
     number = made.ino
     del made
