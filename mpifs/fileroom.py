@@ -83,6 +83,12 @@ class FileRoom:
         """Estimate of what fits in without more of the disk: allocated and freed pages."""
         return max(0, self._allocated - self._used()) + self._reusable()
 
+    def has_unused(self, needed_bytes: int, map_bytes: int) -> bool:
+        """Whether disk and map have so many bytes that were never used, freed pages left out."""
+        if map_bytes - self._used() < needed_bytes:
+            return False
+        return disk_free_bytes(self._folder) >= needed_bytes
+
     def free_bytes(self, map_bytes: int) -> int:
         """Estimate of what can still be stored within a map that does not grow."""
         disk_bytes = disk_free_bytes(self._folder) + self.spare_bytes()

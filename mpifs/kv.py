@@ -21,8 +21,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import lmdb
 
@@ -36,13 +35,7 @@ from mpifs.core.limits import (
     MAP_GROWTH_WAIT_S,
     WRITER_WAIT_S,
 )
-from mpifs.datafile import (
-    DATA_NAME,
-    disk_failure,
-    has_content,
-    make_folder,
-    stream,
-)
+from mpifs.datafile import DATA_NAME, disk_failure, has_content, make_folder, stream
 from mpifs.fileroom import FileRoom, has_address_space, longer_map
 from mpifs.pagefile import check_pages
 from mpifs.readergate import ReaderGate
@@ -100,7 +93,7 @@ class ReadTransaction:
         self, db: str, start: Buffer, end: Buffer | None
     ) -> Iterator[lmdb.Cursor[memoryview]]:
         limit = None if end is None else bytes(end)
-        with _told(self._name), self._transaction.cursor(self._databases[db]) as cursor:
+        with _Told(self._name), self._transaction.cursor(self._databases[db]) as cursor:
             found = cursor.set_range(start) if start else cursor.first()
             while found and (limit is None or bytes(cursor.key()) < limit):
                 yield cursor
@@ -108,7 +101,7 @@ class ReadTransaction:
 
     def last(self, db: str) -> tuple[memoryview, memoryview] | None:
         """The greatest key with its value, or None if the database is empty."""
-        with _told(self._name), self._transaction.cursor(self._databases[db]) as cursor:
+        with _Told(self._name), self._transaction.cursor(self._databases[db]) as cursor:
             return cursor.item() if cursor.last() else None
 
     def count(self, db: str) -> int:
@@ -125,7 +118,6 @@ class _GatedRead(ReadTransaction):
         self.close()
 
     def close(self) -> None:
-        """Ends it.  May be repeated."""
         super().close()
         gate, self.gate = self.gate, None
         if gate is not None:
@@ -210,7 +202,7 @@ class Environment:
         self._gate = ReaderGate(MAP_GROWTH_WAIT_S) if is_small else None
         opened = self._environment.open_db
         try:
-            with _told(path):
+            with _Told(path):
                 self._databases = {name: opened(name.encode(), create=create) for name in databases}
         except MpifsError:
             self._environment.close()
@@ -287,17 +279,17 @@ class Environment:
 
     def last_transaction(self) -> int:
         """Number of the last committed write transaction: it tells whether anything changed."""
-        with _told(self.path):
+        with _Told(self.path):
             return self._environment.info()["last_txnid"]
 
     def used_bytes(self) -> int:
         """Length of the part of the file that LMDB has used so far."""
-        with _told(self.path):
+        with _Told(self.path):
             return (self._environment.info()["last_pgno"] + 1) * self._page_bytes
 
     def reusable_bytes(self) -> int:
         """Estimate of freed pages inside the used part (fragmented ones included)."""
-        with _told(self.path), self.read() as reading:
+        with _Told(self.path), self.read() as reading:
             stats = [reading._transaction.stat(db) for db in self._databases.values()]
             stats.append(self._environment.stat())
         live = sum(s["branch_pages"] + s["leaf_pages"] + s["overflow_pages"] for s in stats)
@@ -308,9 +300,13 @@ class Environment:
         can_grow = self._gate is not None and has_address_space(self._map_bytes + MAP_BYTES_SMALL)
         return self.room.free_bytes(MAP_BYTES if can_grow else self._map_bytes)
 
+    def has_room(self, needed: int) -> bool:
+        """Whether `free_bytes` are as many; where the disk has them, that costs a tenth."""
+        return self.room.has_unused(needed, self._map_bytes) or self.free_bytes() >= needed
+
     def sync(self) -> None:
         """Makes every commit durable, whatever the environment's sync mode."""
-        with _told(self.path):
+        with _Told(self.path):
             self._environment.sync(True)
 
     def copy_to(self, write: Callable[[bytes], None]) -> int:
@@ -318,7 +314,7 @@ class Environment:
 
         Gives its length.  A read transaction is open meanwhile; what `write` raises comes through.
         """
-        with _told(self.path), self.read():  # which keeps the map in its place
+        with _Told(self.path), self.read():  # which keeps the map in its place
             return stream(lambda fd: self._environment.copyfd(fd, compact=True), write)
 
     def readers(self) -> int:
@@ -374,13 +370,17 @@ def _open(path: str, databases: int, size: int, sync: Sync, create: bool) -> _Op
     raise FormatError(f"{path} cannot be mapped: raise the limit of address space (ulimit -v)")
 
 
-@contextmanager
-def _told(path: str) -> Iterator[None]:
-    """A block whose errors of LMDB become domain errors; 1 µs, so not for what is called often."""
-    try:
-        yield
-    except lmdb.Error as error:
-        raise _failure(error, path) from error
+class _Told(NamedTuple):
+    """A block whose errors of LMDB become domain errors."""
+
+    path: str
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        if isinstance(error, lmdb.Error):
+            raise _failure(error, self.path) from error
 
 
 def _failure(error: lmdb.Error, path: str) -> MpifsError:

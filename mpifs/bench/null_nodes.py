@@ -11,7 +11,7 @@ import itertools
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from mpifs.core.errors import PosixError
 from mpifs.core.limits import MIB
@@ -200,6 +200,18 @@ class NullNodes:
         length = len(data)
         node.size = max(node.size, offset + length)
         return length
+
+    def take(
+        self,
+        fh: int,
+        memory: bytearray,
+        size: int,
+        offset: int,
+        exchange: Callable[[bytearray], None],
+        kills: bool = False,
+    ) -> bool:
+        """Nothing is kept, so there is nothing to exchange."""
+        return False
 
     def flush(self, fh: int) -> None:
         """close(2)."""

@@ -137,6 +137,9 @@ READAHEAD_THREADS = 4  # fetches ahead at once, one per worker of a small volume
 
 # Group commit of a store.
 COMMIT_OPERATIONS_MAX = 64  # puts and deletes taken into one LMDB transaction.
+STREAM_BYTES_MIN = 2 * MIB  # a group of so much is part of a stream: for the next group
+STREAM_GROUP_BYTES = 6 * MIB  # so much is waited for (half of what is under way to one of four),
+STREAM_WAIT_S = 0.003  # but no longer than the commit of a stream's group takes.
 COMMIT_BYTES_MAX = 32 * MIB  # dirty pages of one transaction are malloced by LMDB.
 
 # Control socket.

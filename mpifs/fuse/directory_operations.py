@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 from mpifs.fuse.attributes import Answers
 from mpifs.fuse.protocol import (
+    BODY_AT,
     DIRENT,
     DIRENT_BYTES,
     DIRENT_PLUS_BYTES,
     ENTRY_OUT,
     FH,
     FH_FLAGS,
-    HEADER_BYTES,
     OPEN_OUT,
     READ_IN,
     Opcode,
@@ -55,7 +55,7 @@ class DirectoryOperations:
 
     def readdir(self, request: Request) -> bytearray:
         """Names and types from an offset on, until the reply is full."""
-        fh, offset, room, _ = READ_IN.unpack_from(request.view, HEADER_BYTES)
+        fh, offset, room, _ = READ_IN.unpack_from(request.view, BODY_AT)
         reply = bytearray()
         for name, stat, following in self._nodes.readdir(fh, offset, False):
             length = len(name)
@@ -68,7 +68,7 @@ class DirectoryOperations:
 
     def readdirplus(self, request: Request) -> bytearray:
         """With the attributes; `.` and `..` are no nodes of their own."""
-        fh, offset, room, _ = READ_IN.unpack_from(request.view, HEADER_BYTES)
+        fh, offset, room, _ = READ_IN.unpack_from(request.view, BODY_AT)
         entry = self._answers.entry
         reply = bytearray()
         for name, stat, following in self._nodes.readdir(fh, offset, True):
@@ -85,11 +85,11 @@ class DirectoryOperations:
 
     def releasedir(self, request: Request) -> bytes:
         """closedir(3)."""
-        self._nodes.releasedir(FH.unpack_from(request.view, HEADER_BYTES)[0])
+        self._nodes.releasedir(FH.unpack_from(request.view, BODY_AT)[0])
         return b""
 
     def fsyncdir(self, request: Request) -> bytes:
         """fsync(2) of a folder."""
-        fh, flags = FH_FLAGS.unpack_from(request.view, HEADER_BYTES)
+        fh, flags = FH_FLAGS.unpack_from(request.view, BODY_AT)
         self._nodes.fsyncdir(fh, bool(flags & 1))
         return b""

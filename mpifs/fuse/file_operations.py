@@ -7,15 +7,16 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from mpifs.core.image import IMAGE_HEADER_BYTES
 from mpifs.core.limits import BULK_BYTES
 from mpifs.fuse.attributes import Answers
 from mpifs.fuse.protocol import (
+    BODY_AT,
     COPY_IN,
     DIRECT_IO,
     FALLOCATE_IN,
     FH,
     FH_FLAGS,
-    HEADER_BYTES,
     KEEP_CACHE,
     LSEEK_IN,
     MKNOD_IN,
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
     from mpifs.fuse.request import Request
     from mpifs.vfs.nodes import Nodes
 
-_WRITE_DATA_AT = HEADER_BYTES + WRITE_IN_BYTES
+_WRITE_DATA_AT = BODY_AT + WRITE_IN_BYTES
+assert _WRITE_DATA_AT == IMAGE_HEADER_BYTES
 
 
 class FileOperations:
@@ -67,20 +69,20 @@ class FileOperations:
 
     def create(self, request: Request) -> bytes:
         """open(2) with O_CREAT of a name that the kernel does not know."""
-        flags, mode, _, _ = MKNOD_IN.unpack_from(request.view, HEADER_BYTES)
+        flags, mode, _, _ = MKNOD_IN.unpack_from(request.view, BODY_AT)
         name = request.name(MKNOD_IN.size)
         stat, fh, is_direct = self._nodes.create(request.nodeid, name, mode, flags, request.caller)
         return self._answers.entry(stat) + _opened(fh, is_direct, flags)
 
     def open(self, request: Request) -> bytes:
         """open(2) of what is there; truncates when O_TRUNC is set."""
-        flags, more = OPEN_IN.unpack_from(request.view, HEADER_BYTES)
+        flags, more = OPEN_IN.unpack_from(request.view, BODY_AT)
         kills = bool(more & OPEN_KILL_SUIDGID)
         return _opened(*self._nodes.open(request.nodeid, flags, kills=kills), flags=flags)
 
     def read(self, request: Request) -> None:
         """pread(2), from where the bytes lie or straight into the answer."""
-        fh, offset, size, _ = READ_IN.unpack_from(request.view, HEADER_BYTES)
+        fh, offset, size, _ = READ_IN.unpack_from(request.view, BODY_AT)
         nodes = self._nodes
         if size >= BULK_BYTES:  # whole chunks are fetched, and a copy costs more than lending.
             lent = nodes.lend(fh, size, offset)
@@ -93,43 +95,48 @@ class FileOperations:
         request.answer_room(count)
 
     def write(self, request: Request) -> bytes:
-        """pwrite(2), straight from the request."""
-        fh, offset, size, flags = READ_IN.unpack_from(request.view, HEADER_BYTES)
+        """pwrite(2), straight from the request; a whole chunk stays in the request's memory."""
+        fh, offset, size, flags = READ_IN.unpack_from(request.view, BODY_AT)
+        kills = bool(flags & WRITE_KILL_SUIDGID)
+        if size >= BULK_BYTES and self._nodes.take(
+            fh, request.memory, size, offset, request.exchange, kills
+        ):
+            return WRITE_OUT.pack(size)
         with request.view[_WRITE_DATA_AT : _WRITE_DATA_AT + size] as data:
-            count = self._nodes.write(fh, data, offset, bool(flags & WRITE_KILL_SUIDGID))
+            count = self._nodes.write(fh, data, offset, kills)
         return WRITE_OUT.pack(count)
 
     def flush(self, request: Request) -> bytes:
         """close(2) of one descriptor."""
-        self._nodes.flush(FH.unpack_from(request.view, HEADER_BYTES)[0])
+        self._nodes.flush(FH.unpack_from(request.view, BODY_AT)[0])
         return b""
 
     def release(self, request: Request) -> bytes:
         """The last close."""
-        self._nodes.release(FH.unpack_from(request.view, HEADER_BYTES)[0])
+        self._nodes.release(FH.unpack_from(request.view, BODY_AT)[0])
         return b""
 
     def fsync(self, request: Request) -> bytes:
         """fsync(2), fdatasync(2)."""
-        fh, flags = FH_FLAGS.unpack_from(request.view, HEADER_BYTES)
+        fh, flags = FH_FLAGS.unpack_from(request.view, BODY_AT)
         self._nodes.fsync(fh, bool(flags & 1))
         return b""
 
     def fallocate(self, request: Request) -> bytes:
         """fallocate(2)."""
-        fh, offset, length, mode = FALLOCATE_IN.unpack_from(request.view, HEADER_BYTES)
+        fh, offset, length, mode = FALLOCATE_IN.unpack_from(request.view, BODY_AT)
         self._nodes.fallocate(fh, mode, offset, length, request.caller.uid != 0)
         return b""
 
     def lseek(self, request: Request) -> bytes:
         """lseek(2) with SEEK_DATA or SEEK_HOLE."""
-        fh, offset, whence = LSEEK_IN.unpack_from(request.view, HEADER_BYTES)
+        fh, offset, whence = LSEEK_IN.unpack_from(request.view, BODY_AT)
         self._write_back(request.nodeid)
         return FH.pack(self._nodes.lseek(fh, offset, whence))
 
     def copy_file_range(self, request: Request) -> bytes:
         """copy_file_range(2)."""
-        fh, offset, _, to_fh, to, length, flags = COPY_IN.unpack_from(request.view, HEADER_BYTES)
+        fh, offset, _, to_fh, to, length, flags = COPY_IN.unpack_from(request.view, BODY_AT)
         if flags:
             raise OSError(errno.EINVAL, "copy_file_range has no flags")
         kills = request.caller.uid != 0

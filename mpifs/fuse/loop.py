@@ -21,7 +21,14 @@ import threading
 import time
 from collections.abc import Callable
 
-from mpifs.core.limits import BULK_BYTES, FUSE_SPIN_S, IDLE_LOOK_S, LEADER_LOOK_S, LEADER_STALL_S, LEADER_WIDE_S
+from mpifs.core.limits import (
+    BULK_BYTES,
+    FUSE_SPIN_S,
+    IDLE_LOOK_S,
+    LEADER_LOOK_S,
+    LEADER_STALL_S,
+    LEADER_WIDE_S,
+)
 from mpifs.fuse.dispatch import Dispatch
 from mpifs.fuse.figures import FIGURES
 from mpifs.fuse.protocol import Opcode
@@ -177,7 +184,7 @@ class Loop:
         """Looks whether a request has come, again and again, until one has or the time is over."""
         look = self._poll.poll
         while not look(0) and time.monotonic() < until_s:
-            os.sched_yield()
+            pass
 
     def _widen(self) -> None:
         """All threads receive for a while."""

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 from mpifs.core.types import TIME_NOW
 from mpifs.fuse.attributes import Answers, signed, space
 from mpifs.fuse.protocol import (
+    BODY_AT,
     FH,
     FORGET_COUNT,
     FORGET_ONE,
-    HEADER_BYTES,
     IOCTL_IN,
     IOCTL_OUT,
     MKDIR_IN,
@@ -46,7 +46,7 @@ _FLAGS = struct.Struct("=I")
 _NS = 10**9
 _REFUSED = b"system."
 _PRIVILEGED = b"security."
-_NAME_AT = HEADER_BYTES + SIZE.size
+_NAME_AT = BODY_AT + SIZE.size
 
 Handler = Callable[["Request"], "bytes | bytearray | None"]
 """Gives the answer's bytes; None: it has answered itself, or there is nothing to answer."""
@@ -97,8 +97,8 @@ class Operations:
 
     def batch_forget(self, request: Request) -> None:
         """Of many."""
-        (count,) = FORGET_COUNT.unpack_from(request.view, HEADER_BYTES)
-        place = HEADER_BYTES + FORGET_COUNT.size
+        (count,) = FORGET_COUNT.unpack_from(request.view, BODY_AT)
+        place = BODY_AT + FORGET_COUNT.size
         for _ in range(count):
             self._nodes.forget(FORGET_ONE.unpack_from(request.view, place)[0])
             place += FORGET_ONE.size
@@ -112,7 +112,7 @@ class Operations:
         (
             bits, _, _, size, _, atime, mtime, ctime, atime_ns, mtime_ns, ctime_ns,
             mode, _, uid, gid, _,
-        ) = SETATTR_IN.unpack_from(request.view, HEADER_BYTES)  # fmt: skip
+        ) = SETATTR_IN.unpack_from(request.view, BODY_AT)  # fmt: skip
 
         def time_of(bit: int, seconds: int, ns: int, now_bit: int = 0) -> int | None:
             if bits & now_bit:
@@ -146,7 +146,7 @@ class Operations:
 
     def mknod(self, request: Request) -> bytes:
         """mknod(2)."""
-        mode, rdev, _, _ = MKNOD_IN.unpack_from(request.view, HEADER_BYTES)
+        mode, rdev, _, _ = MKNOD_IN.unpack_from(request.view, BODY_AT)
         name = request.name(MKNOD_IN.size)
         if not stat.S_IFMT(mode):
             mode |= stat.S_IFREG
@@ -156,7 +156,7 @@ class Operations:
 
     def mkdir(self, request: Request) -> bytes:
         """mkdir(2)."""
-        mode, _ = MKDIR_IN.unpack_from(request.view, HEADER_BYTES)
+        mode, _ = MKDIR_IN.unpack_from(request.view, BODY_AT)
         name = request.name(MKDIR_IN.size)
         mode = stat.S_IFDIR | stat.S_IMODE(mode)
         return self._answers.entry(self._nodes.make(request.nodeid, name, mode, request.caller))
@@ -173,14 +173,14 @@ class Operations:
 
     def rename(self, request: Request) -> bytes:
         """rename(2)."""
-        (folder,) = FH.unpack_from(request.view, HEADER_BYTES)
+        (folder,) = FH.unpack_from(request.view, BODY_AT)
         old, new = request.names(NUMBER_BYTES)
         self._nodes.rename(request.nodeid, old, folder, new)
         return b""
 
     def rename2(self, request: Request) -> bytes:
         """renameat2(2): NOREPLACE and EXCHANGE, not WHITEOUT."""
-        folder, flags = RENAME2_IN.unpack_from(request.view, HEADER_BYTES)
+        folder, flags = RENAME2_IN.unpack_from(request.view, BODY_AT)
         old, new = request.names(RENAME2_IN.size)
         if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE):
             raise OSError(errno.EINVAL, "unsupported rename flags")
@@ -189,7 +189,7 @@ class Operations:
 
     def link(self, request: Request) -> bytes:
         """link(2)."""
-        (source,) = FH.unpack_from(request.view, HEADER_BYTES)
+        (source,) = FH.unpack_from(request.view, BODY_AT)
         return self._answers.entry(
             self._nodes.link(source, request.nodeid, request.name(NUMBER_BYTES))
         )
@@ -198,10 +198,10 @@ class Operations:
 
     def setxattr(self, request: Request) -> bytes:
         """setxattr(2)."""
-        size, flags = SETXATTR_IN.unpack_from(request.view, HEADER_BYTES)
-        name, _, rest = bytes(
-            request.view[HEADER_BYTES + SETXATTR_IN.size : request.length]
-        ).partition(b"\0")
+        size, flags = SETXATTR_IN.unpack_from(request.view, BODY_AT)
+        name, _, rest = bytes(request.view[BODY_AT + SETXATTR_IN.size : request.length]).partition(
+            b"\0"
+        )
         self._nodes.setxattr(request.nodeid, name, rest[:size], flags)
         return b""
 
@@ -216,12 +216,12 @@ class Operations:
         if not nodes.has_xattrs and view[_NAME_AT : _NAME_AT + len(_PRIVILEGED)] == _PRIVILEGED:
             request.refuse(errno.ENODATA)
             return None
-        (size,) = SIZE.unpack_from(view, HEADER_BYTES)
+        (size,) = SIZE.unpack_from(view, BODY_AT)
         return _given(nodes.getxattr(request.nodeid, request.name(SIZE.size)), size)
 
     def listxattr(self, request: Request) -> bytes:
         """listxattr(2): NUL-terminated names, sizes as in getxattr."""
-        (size,) = SIZE.unpack_from(request.view, HEADER_BYTES)
+        (size,) = SIZE.unpack_from(request.view, BODY_AT)
         names = self._nodes.listxattr(request.nodeid)
         return _given(b"".join(name + b"\0" for name in names), size)
 
@@ -238,13 +238,13 @@ class Operations:
 
     def ioctl(self, request: Request) -> bytes:
         """The inode flags of chattr(1); Python's open() asks for another one each time."""
-        _, _, command, _, _, room = IOCTL_IN.unpack_from(request.view, HEADER_BYTES)
+        _, _, command, _, _, room = IOCTL_IN.unpack_from(request.view, BODY_AT)
         nodes, nodeid = self._nodes, request.nodeid
         done = IOCTL_OUT.pack(0, 0, 0, 0)
         if command == FS_IOC_GETFLAGS:
             return done + _FLAGS.pack(nodes.getflags(nodeid)).ljust(room, b"\0")[:room]
         if command == FS_IOC_SETFLAGS:
-            (flags,) = _FLAGS.unpack_from(request.view, HEADER_BYTES + IOCTL_IN.size)
+            (flags,) = _FLAGS.unpack_from(request.view, BODY_AT + IOCTL_IN.size)
             nodes.setflags(nodeid, flags)
             return done
         if command == FS_IOC_FSGETXATTR:

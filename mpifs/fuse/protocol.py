@@ -1,6 +1,6 @@
 """The kernel's FUSE protocol: numbers and structures of include/uapi/linux/fuse.h, version 7.
 
-A request is `IN_HEADER` (40 bytes: length, opcode, unique, nodeid, uid, gid, pid, padding) and what
+A request is IN_HEADER (40 bytes: length, opcode, unique, nodeid, uid, gid, pid, padding) and what
 its opcode says; names end with NUL.  An answer is `OUT_HEADER` and what the request wants.
 Numbers are the machine's own byte order.
 """
@@ -16,10 +16,14 @@ MINOR = 39
 MINOR_MIN = 23
 """Linux 3.15: the long answer to INIT, rename flags."""
 
-IN_HEADER = struct.Struct("=2I2Q4I")
+IN_HEADER_BEGIN = struct.Struct("=2IQ")
+IN_HEADER_END = struct.Struct("=Q4I")
+"""IN_HEADER is received in two parts, so that the data of a WRITE come to lie behind 64 bytes."""
 OUT_HEADER = struct.Struct("=IiQ")
-HEADER_BYTES = IN_HEADER.size
+HEADER_BYTES = IN_HEADER_BEGIN.size + IN_HEADER_END.size
 assert HEADER_BYTES == 40
+BODY_AT = IN_HEADER_END.size
+"""Where in `Request.view` the structure of the opcode begins."""
 PAGE_BYTES = 4096
 
 

@@ -7,13 +7,15 @@ import logging
 import os
 from collections.abc import Sequence
 
+from mpifs.core.image import IMAGE_HEADER_BYTES
 from mpifs.core.types import Caller
 from mpifs.fuse.figures import FIGURES
 from mpifs.fuse.protocol import (
+    BODY_AT,
     HEADER_BYTES,
-    IN_HEADER,
+    IN_HEADER_BEGIN,
+    IN_HEADER_END,
     OUT_HEADER,
-    PAGE_BYTES,
     READ_IN,
 )
 
@@ -21,7 +23,7 @@ log = logging.getLogger(__name__)
 
 WRITE_BYTES_MAX = 1024 * 1024
 """Of one WRITE; the kernel allows 256 pages."""
-_REQUEST_BYTES = WRITE_BYTES_MAX + PAGE_BYTES
+_MEMORY_BYTES = IMAGE_HEADER_BYTES + WRITE_BYTES_MAX
 
 
 class Request:
@@ -29,14 +31,19 @@ class Request:
 
     A view of its memory that is kept beyond the call shows other bytes later; so handlers release
     theirs (`with`).
+
+    The memory is laid out as a chunk's buffer: of a WRITE the data stand behind the room for an
+    image's header.  So a whole chunk need not be copied: `exchange` the memory.
     """
 
     __slots__ = (
         "_answer",
+        "_begin",
         "_caller",
         "_device",
-        "_memory",
+        "_parts",
         "length",
+        "memory",
         "nodeid",
         "opcode",
         "unique",
@@ -45,28 +52,35 @@ class Request:
 
     def __init__(self, device: int) -> None:
         self._device = device
-        self._memory = [bytearray(_REQUEST_BYTES)]
+        self._begin = bytearray(IN_HEADER_BEGIN.size)
         self._answer = bytearray(OUT_HEADER.size)
         self._caller = Caller(0, 0, 0)
-        self.view = memoryview(self._memory[0])
-        """`length` bytes of it are the request."""
+        self.exchange(bytearray(_MEMORY_BYTES))
         self.length = self.opcode = self.unique = self.nodeid = 0
 
     def receive(self) -> int:
         """Waits for a request.  Bytes received, 0 at the end of the mount, or -errno."""
         try:
-            size = os.readv(self._device, self._memory)
+            size = os.readv(self._device, self._parts)
         except OSError as error:
             return 0 if error.errno == errno.ENODEV else -(error.errno or errno.EIO)
         if size < HEADER_BYTES:
             return -errno.EIO
-        self.length, self.opcode, self.unique, self.nodeid, uid, gid, pid, _ = (
-            IN_HEADER.unpack_from(self.view)
-        )
+        _, self.opcode, self.unique = IN_HEADER_BEGIN.unpack(self._begin)
+        self.nodeid, uid, gid, pid, _ = IN_HEADER_END.unpack_from(self.memory)
+        self.length = size - IN_HEADER_BEGIN.size
         caller = self._caller
         if pid != caller.pid or uid != caller.uid or gid != caller.gid:
             self._caller = Caller(uid, gid, pid)
         return size
+
+    def exchange(self, memory: bytearray) -> None:
+        """Takes other memory, which is as long, for the next request."""
+        assert len(memory) == _MEMORY_BYTES
+        self.memory = memory
+        self._parts = [self._begin, memory]
+        self.view = memoryview(memory)
+        """The request from the end of its header on: `length` bytes, see BODY_AT."""
 
     @property
     def caller(self) -> Caller:
@@ -75,7 +89,7 @@ class Request:
 
     def name(self, behind: int = 0) -> bytes:
         """The name (or the last one) that stands `behind` so many bytes of structure."""
-        return bytes(self.view[HEADER_BYTES + behind : self.length - 1])
+        return bytes(self.view[BODY_AT + behind : self.length - 1])
 
     def names(self, behind: int = 0) -> tuple[bytes, bytes]:
         """Two names."""
@@ -114,5 +128,5 @@ class Request:
     @property
     def read_size(self) -> int:
         """Bytes that the reply to READ or READDIR may have."""
-        size: int = READ_IN.unpack_from(self.view, HEADER_BYTES)[2]
+        size: int = READ_IN.unpack_from(self.view, BODY_AT)[2]
         return size

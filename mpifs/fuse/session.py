@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from mpifs.core.errors import PosixError
 from mpifs.fuse.handshake import Agreement, agree
-from mpifs.fuse.protocol import HEADER_BYTES, Opcode
+from mpifs.fuse.protocol import BODY_AT, Opcode
 from mpifs.fuse.request import Request
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class Session:
                 raise PosixError(
                     errno.EPROTO, f"the kernel began with request {request.opcode}, not INIT"
                 )
-            body = request.view[HEADER_BYTES : request.length]
+            body = request.view[BODY_AT : request.length]
             self.agreement, answer = agree(body, writeback=writeback)
         except PosixError as error:
             log.error("%s", error)

@@ -1,10 +1,10 @@
 """Names to inodes: lookup, paths and listings.  Changes of names are in namespace.py.
 
-The dentry cache knows only names that exist.  Of a directory in `_complete` it knows all of them, so
-that a name which is not there is absent: a directory that was made while the index was open, or a
-small one in which absent names were looked for again and again.  Elsewhere an absent name is looked
-for on disk each time (1.5 µs, but 10 to 20 where other threads want Python's lock, which LMDB's
-search lets go).
+The dentry cache knows only names that exist.  Of a directory in `_complete` it knows all of them,
+so that a name which is not there is absent: a directory that was made while the index was open, or
+a small one in which absent names were looked for again and again.  Elsewhere an absent name is
+looked for on disk each time (1.5 µs, but 10 to 20 where other threads want Python's lock, which
+LMDB's search lets go).
 """
 
 from __future__ import annotations

@@ -109,7 +109,8 @@ class Supervisor:
         environment["PYTHONUNBUFFERED"] = "1"
         rank = [sys.executable, *RANK_PROGRAM, self.config.volume]
         export = [processes.JOB_VARIABLE]
-        export += [name for name in ("MPI4PY_LIBMPI", "PYTHONPATH") if name in environment]
+        wanted = ("MPI4PY_LIBMPI", "PYTHONPATH", mpi_launcher.MALLOC_VARIABLE)
+        export += [name for name in wanted if name in environment]
         command = launcher.command(
             rank, self._ranks(launcher), self._hosts_file(), self.config.launch_agent, export
         )

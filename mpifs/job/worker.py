@@ -32,7 +32,12 @@ def serve(volume: str, endpoint: Endpoint, gate: SignalGate) -> int:
     service.others |= transfers.handlers
     service.others |= Staging(service.being_written, service.loss).handlers
     gate.arm(service.expect_end)
-    server = Server(endpoint, service.handle, pool.take, pool.give)
+    server = Server(
+        endpoint,
+        service.handle,
+        lambda size: pool.take(max(1, size - IMAGE_HEADER_BYTES)),  # which the pool adds
+        pool.give,
+    )
     try:
         server.run(service.should_stop, service.idle)
         transfers.stop()

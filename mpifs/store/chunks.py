@@ -60,7 +60,7 @@ from mpifs.store.folder import (
     write_superblock,
 )
 from mpifs.store.room import StoreRoom
-from mpifs.store.side import Side, SideChange
+from mpifs.store.side import GroupChange, Side
 from mpifs.store.value import COPY_INODE, home_name, is_whole, stored_bytes
 
 __all__ = ["COPY_INODE", "Change", "ChunkStore", "Image", "Lease"]
@@ -264,14 +264,12 @@ class ChunkStore:
         """
         self._make_room(changes)
         with ExitStack() as stack:
-            open_changes = {side: stack.enter_context(side.change()) for side in self.sides}
+            group = GroupChange(stack, self.sides)
             for change in changes:
                 for image in change.puts:
-                    self._put(image, open_changes)
+                    self._put(image, group)
                 for key in change.deletes:
-                    stored = encode_key(key)
-                    for open_change in open_changes.values():
-                        open_change.delete(stored)
+                    group.delete(encode_key(key))
             faultpoint.reach("store.filled")
 
     def _make_room(self, changes: Sequence[Change]) -> None:
@@ -293,13 +291,15 @@ class ChunkStore:
         ):
             raise FullError(f"store {self.store} ({self.folder}) is full")
         for side, wanted in sizes.items():
+            if not wanted and not any(change.deletes for change in changes):
+                continue
             side.make_room(sum(wanted), len(wanted), is_replacing=is_tight)
 
     def _is_replacement(self, image: Image) -> bool:
         key = image.header.key
         return key.inode == COPY_INODE or self._small.has_older(key) or self._large.has_older(key)
 
-    def _put(self, image: Image, open_changes: dict[Side, SideChange]) -> None:
+    def _put(self, image: Image, group: GroupChange) -> None:
         header = image.header
         key = encode_key(header.key)
         size = stored_bytes(header.length)
@@ -307,16 +307,14 @@ class ChunkStore:
         if len(data) != size:
             exact = data[: IMAGE_HEADER_BYTES + header.length]
             data = exact if len(exact) == size else memoryview(bytes(exact).ljust(size, b"\0"))
-        for change in open_changes.values():
-            if not change.has(key):
-                continue
+        for change in group.holders(key):
             old = change.image(key)
             if old is not None and is_whole(old) and decode_header(old).key == header.key:
                 if old[:IMAGE_HEADER_BYTES] == data[:IMAGE_HEADER_BYTES]:
                     return
                 raise PosixError(errno.EEXIST, f"store {self.store} holds another {header.key}")
             change.delete(key)
-        open_changes[self.home(header.inode, header.length)].put(key, data, header.length)
+        group.of(self.home(header.inode, header.length)).put(key, data, header.length)
 
     def get(self, key: ChunkKey) -> Lease:
         """The image of a chunk; close the lease soon.  The payload is not verified here.

@@ -33,7 +33,7 @@ class StoreRoom:
         reserve = self._reserve_bytes()
         extra = reserve // 2 if is_replacing else 0
         for side, needed in needed_bytes.items():
-            if needed + reserve - extra > side.environment.free_bytes():
+            if not side.environment.has_room(needed + reserve - extra):
                 return False
         needed = sum(needed_bytes.get(side, 0) for side in self._sides)
         return not self._capacity_bytes or needed <= self._quota_bytes() + extra

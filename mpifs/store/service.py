@@ -268,7 +268,7 @@ class StoreService:
         )
         self._store, self._served, self._sum = store, serve, function_of(kind)
         self._watch, self._gone = StoreWatch(store.folder), ""
-        self._writer = Writer(store, f"store-{serve.store}-writer")
+        self._writer = Writer(store, f"store-{serve.store}-writer", self._look)
         request.reply(args=encode_args(store.stats()), free=self._known_free())
 
     def _survey(self, request: Request) -> None:
@@ -354,7 +354,7 @@ class StoreService:
 
     def _submit(self, request: Request, change: Change, size: int) -> None:
         def done(failure: MpifsError | None) -> None:
-            if self._look():  # durable in files that nobody will ever find, or not at all
+            if self._gone:  # durable in files that nobody will ever find, or not at all
                 failure = PosixError(STORE_GONE_STATUS, f"its store is gone: {self._gone}")
             if change.deletes:
                 self._free_s = float("-inf")  # rank 0 must hear of the room that there is now

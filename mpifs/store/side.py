@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 from mpifs import faultpoint
@@ -82,6 +82,42 @@ class SideChange:
             self.counters.chunks - 1, max(0, self.counters.payload_bytes - length)
         )
         return True
+
+
+class GroupChange:
+    """The changes of one commit to the environments of a store: a write transaction is begun in
+    those that need one, when they do.  An empty one costs as much as storing a small chunk.
+
+    The writing thread's; ends with `stack`.
+    """
+
+    def __init__(self, stack: ExitStack, sides: Sequence[Side]) -> None:
+        self._stack = stack
+        self._sides = sides
+        self._open: dict[Side, SideChange] = {}
+
+    def of(self, side: Side) -> SideChange:
+        """The transaction in an environment."""
+        change = self._open.get(side)
+        if change is None:
+            change = self._open[side] = self._stack.enter_context(side.change())
+        return change
+
+    def holders(self, key: bytes) -> list[SideChange]:
+        """Of the environments that list a chunk."""
+        return [self.of(side) for side in self._sides if self._lists(side, key)]
+
+    def _lists(self, side: Side, key: bytes) -> bool:
+        change = self._open.get(side)
+        if change is not None:
+            return change.has(key)
+        with side.environment.read() as reading:
+            return reading.get("headers", key) is not None
+
+    def delete(self, key: bytes) -> None:
+        """Removes a chunk wherever it is; one that is not listed may be there unlisted."""
+        for change in self.holders(key) or [self.of(side) for side in self._sides]:
+            change.delete(key)
 
 
 class Side:

@@ -65,6 +65,11 @@ class ChunkBuffer:
         self.base_limit = limit if ref is not None or buffer is not None else 0
         self.length = max(self.length, self.base_limit)
 
+    def hold(self, length: int) -> None:
+        """The first `length` bytes of payload stand in the buffer already.  State OPEN, empty."""
+        self.written = [(0, length)]
+        self.length = length
+
     def write(self, start: int, data: memoryview) -> None:
         """Copies `data` in at `start`.  Requires: start + len(data) <= capacity, state OPEN."""
         end = start + len(data)

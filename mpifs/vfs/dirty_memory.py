@@ -24,6 +24,11 @@ def capacity_for(end: int, chunk_size: int) -> int:
     return min(size, chunk_size)
 
 
+def buffer_bytes(chunk_size: int) -> int:
+    """Length of a buffer that holds a whole chunk."""
+    return IMAGE_HEADER_BYTES + chunk_size
+
+
 class DirtyMemory:
     """Buffers of dirty and in-flight chunks.  `_room` guards `bytes_used`; any thread may call."""
 

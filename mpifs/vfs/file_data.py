@@ -103,3 +103,36 @@ class FileData:
         """The error of a background write, once."""
         error, self.error = self.error, None
         return error
+
+
+class Locked:
+    """See WriteBack.locked.  A FileData that nobody needs is taken off its inode at the end of the
+    block; so it is looked for again once it is locked."""
+
+    __slots__ = ("_data", "_index_lock", "_inode")
+
+    _data: FileData
+
+    def __init__(self, inode: Inode, index_lock: threading.RLock) -> None:
+        self._inode = inode
+        self._index_lock = index_lock
+
+    def __enter__(self) -> FileData:
+        inode = self._inode
+        while True:
+            data = inode.data
+            if not isinstance(data, FileData):
+                with self._index_lock:
+                    if not isinstance(inode.data, FileData):
+                        inode.data = FileData(inode)
+                continue
+            data.lock.acquire()
+            if inode.data is data:
+                self._data = data
+                return data
+            data.lock.release()
+
+    def __exit__(self, *_: object) -> None:
+        data = self._data
+        data.detach_if_idle()
+        data.lock.release()

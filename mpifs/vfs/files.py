@@ -7,6 +7,7 @@ import errno
 import os
 import stat
 import time
+from collections.abc import Callable
 
 from mpifs.core.errors import PosixError
 from mpifs.core.limits import FILE_BYTES_MAX, INDEX_REF_BYTES
@@ -16,6 +17,7 @@ from mpifs.index.index import Index
 from mpifs.index.inode import Inode
 from mpifs.vfs.cache import Lent
 from mpifs.vfs.committer import Committer
+from mpifs.vfs.dirty_memory import buffer_bytes
 from mpifs.vfs.file_data import FileData
 from mpifs.vfs.handles import FileHandle, Handles
 from mpifs.vfs.protection import CAPABILITY, SET_ID, check_change, without_set_id
@@ -141,9 +143,44 @@ class Files:
         self, handle: FileHandle, source: memoryview, offset: int, kills: bool = False
     ) -> int:
         """Returns the bytes taken.  Raises EBADF, EFBIG, ENOSPC, or the file's pending error."""
+        size = len(source)
+        data = self._admit(handle, size, offset)
+        with data.lock:
+            self._writeback.write(data, source, offset)
+            self._note_write(data.inode, kills)
+        return size
+
+    def take(
+        self,
+        handle: FileHandle,
+        memory: bytearray,
+        size: int,
+        offset: int,
+        exchange: Callable[[bytearray], None],
+        kills: bool = False,
+    ) -> bool:
+        """As `write` of bytes that are a whole chunk and stand where they do in a chunk's buffer;
+        see Nodes.take."""
+        chunk_size = handle.inode.chunk_size
+        if size != chunk_size or offset % chunk_size or len(memory) != buffer_bytes(chunk_size):
+            return False
+        data = self._admit(handle, size, offset)
+        with data.lock:
+            is_taken = self._writeback.take(data, memory, offset, exchange)
+            if is_taken:
+                self._note_write(data.inode, kills)
+        return is_taken
+
+    def _note_write(self, inode: Inode, kills: bool) -> None:
+        """Requires: the file's lock is held."""
+        self._drop_privileges(inode, kills)
+        inode.mtime_ns = inode.ctime_ns = time.time_ns()
+        self._index.touch(inode)
+
+    def _admit(self, handle: FileHandle, size: int, offset: int) -> FileData:
+        """Claims the room for a write, waits for memory."""
         if not handle.can_write:
             raise PosixError(errno.EBADF)
-        size = len(source)
         if offset + size > FILE_BYTES_MAX:
             raise PosixError(errno.EFBIG)
         inode = handle.inode
@@ -158,12 +195,7 @@ class Files:
         takes_refs = offset + size > max(-(-inode.size // chunk_size), 1) * chunk_size
         self._committer.claim_room(refs * INDEX_REF_BYTES, is_growth=takes_refs)
         self._writeback.admit(size, is_growth=is_growth)
-        with data.lock:
-            self._writeback.write(data, source, offset)
-            self._drop_privileges(inode, kills)
-            inode.mtime_ns = inode.ctime_ns = time.time_ns()
-            self._index.touch(inode)
-        return size
+        return data
 
     def truncate(self, inode: Inode, size: int, *, kills: bool = False) -> None:
         """Raises EINVAL, EISDIR, EFBIG."""
@@ -175,9 +207,7 @@ class Files:
             raise PosixError(errno.EFBIG)
         with self._writeback.locked(inode) as data:
             self._writeback.truncate(data, size)
-            self._drop_privileges(inode, kills)
-            inode.mtime_ns = inode.ctime_ns = time.time_ns()
-            self._index.touch(inode)
+            self._note_write(inode, kills)
         self._committer.kick()
 
     def allocate(

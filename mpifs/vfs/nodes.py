@@ -25,7 +25,7 @@ from mpifs.vfs.committer import Committer
 from mpifs.vfs.directories import Directories
 from mpifs.vfs.file_data import FileData
 from mpifs.vfs.files import Files, stat_of
-from mpifs.vfs.handles import Handles
+from mpifs.vfs.handles import FileHandle, Handles
 from mpifs.vfs.names import Names
 from mpifs.vfs.writeback import WriteBack
 from mpifs.vfs.xattrs import Xattrs
@@ -234,12 +234,34 @@ class Nodes:
         handle = self._handles.file(fh)
         count = self._files.write(handle, data, offset, kills)
         if handle.is_direct:
-            if handle.flags & os.O_DSYNC:  # or O_SYNC, which has its bit; the kernel does not ask
-                self._files.fsync(handle.inode)
-            of_file = handle.inode.data
-            if isinstance(of_file, FileData) and of_file.direct_readers:
-                self.on_change([handle.inode.ino], [])  # they may have mapped it
+            self._written_past_cache(handle)
         return count
+
+    def take(
+        self,
+        fh: int,
+        memory: bytearray,
+        size: int,
+        offset: int,
+        exchange: Callable[[bytearray], None],
+        kills: bool = False,
+    ) -> bool:
+        """pwrite(2) of a whole chunk without a copy, if it is one: `memory` is the vfs's from the
+        moment in which it calls `exchange` with other memory, as long.  False: `write` it.
+
+        The bytes stand in `memory` behind IMAGE_HEADER_BYTES."""
+        handle = self._handles.file(fh)
+        is_taken = self._files.take(handle, memory, size, offset, exchange, kills)
+        if is_taken and handle.is_direct:
+            self._written_past_cache(handle)
+        return is_taken
+
+    def _written_past_cache(self, handle: FileHandle) -> None:
+        if handle.flags & os.O_DSYNC:  # or O_SYNC, which has its bit; the kernel does not ask
+            self._files.fsync(handle.inode)
+        of_file = handle.inode.data
+        if isinstance(of_file, FileData) and of_file.direct_readers:
+            self.on_change([handle.inode.ino], [])  # they may have mapped it
 
     def flush(self, fh: int) -> None:
         """close(2) of one descriptor."""

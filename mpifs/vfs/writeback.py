@@ -7,7 +7,6 @@ when its stores have said that it is durable.  Bounded by `dirty_bytes_max`: ove
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterable
 
@@ -23,46 +22,13 @@ from mpifs.index.index import Index
 from mpifs.index.inode import Inode
 from mpifs.vfs.chunk_buffer import ChunkBuffer
 from mpifs.vfs.dirty_memory import DirtyMemory, capacity_for
-from mpifs.vfs.file_data import FileData
+from mpifs.vfs.file_data import FileData, Locked
 from mpifs.vfs.reader import Reader
 from mpifs.vfs.resend import Resend
 
 log = logging.getLogger(__name__)
 
 _STORED = object()
-
-
-class Locked:
-    """See WriteBack.locked.  A FileData that nobody needs is taken off its inode at the end of the
-    block; so it is looked for again once it is locked."""
-
-    __slots__ = ("_data", "_index_lock", "_inode")
-
-    _data: FileData
-
-    def __init__(self, inode: Inode, index_lock: threading.RLock) -> None:
-        self._inode = inode
-        self._index_lock = index_lock
-
-    def __enter__(self) -> FileData:
-        inode = self._inode
-        while True:
-            data = inode.data
-            if not isinstance(data, FileData):
-                with self._index_lock:
-                    if not isinstance(inode.data, FileData):
-                        inode.data = FileData(inode)
-                continue
-            data.lock.acquire()
-            if inode.data is data:
-                self._data = data
-                return data
-            data.lock.release()
-
-    def __exit__(self, *_: object) -> None:
-        data = self._data
-        data.detach_if_idle()
-        data.lock.release()
 
 
 class WriteBack:
@@ -145,6 +111,30 @@ class WriteBack:
                 full.append(buffer)
         if full:
             self.submit(data, full)
+
+    def take(
+        self,
+        data: FileData,
+        memory: bytearray,
+        offset: int,
+        exchange: Callable[[bytearray], None],
+    ) -> bool:
+        """Takes a whole chunk in the memory where it lies and sends it; gives other memory in its
+        place to `exchange`.  False if the chunk is dirty already.  Requires: as `write`."""
+        inode = data.inode
+        chunk = offset // inode.chunk_size
+        if chunk in data.dirty:
+            return False
+        other = self._memory.take(inode.chunk_size)
+        if offset > inode.size:
+            self.extend(data)
+        buffer = ChunkBuffer(chunk, memory, time.monotonic())
+        buffer.hold(inode.chunk_size)
+        self._add(data, buffer)
+        exchange(other)  # before anything can fail: the memory is this buffer's now.
+        inode.size = max(inode.size, offset + inode.chunk_size)
+        self.submit(data, [buffer])
+        return True
 
     def extend(self, data: FileData) -> None:
         """The file is about to grow past its end: bytes of the last stored chunk beyond the old
@@ -237,16 +227,21 @@ class WriteBack:
             size = capacity_for(max(end, limit), inode.chunk_size)
             buffer = ChunkBuffer(chunk, self._memory.take(size), time.monotonic())
             buffer.set_base(ref, flying, limit)
-            data.dirty[chunk] = buffer
-            if inode.ino not in self.files:
-                self._index.pin(inode)
-                self.files[inode.ino] = data
-                self._on_dirty()
+            self._add(data, buffer)
         elif end > buffer.capacity:
             size = capacity_for(end, inode.chunk_size)
             old = buffer.grow(self._memory.take(size))
             self._memory.give(old)
         return buffer
+
+    def _add(self, data: FileData, buffer: ChunkBuffer) -> None:
+        """A chunk has become dirty."""
+        data.dirty[buffer.chunk] = buffer
+        inode = data.inode
+        if inode.ino not in self.files:
+            self._index.pin(inode)
+            self.files[inode.ino] = data
+            self._on_dirty()
 
     def _drop(self, buffer: ChunkBuffer) -> None:
         self._memory.give(buffer.buffer)
