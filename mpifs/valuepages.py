@@ -45,6 +45,17 @@ def bring_in(path: str, database: str, key: bytes) -> None:
             os.close(fd)
 
 
+def place_of(fd: int, database: str, key: bytes) -> int | None:
+    """Offset in an open data file at which the value of `key` begins, if it has pages of its own.
+
+    None if it has none, or if the file cannot be understood.  A value stays in its place until it
+    is replaced or deleted.
+    """
+    with contextlib.suppress(OSError, OverflowError, PageError, struct.error):
+        return _Search(fd).place_of(database.encode(), key)
+    return None
+
+
 class _Search:
     """The newest state of an open data file.  Raises PageError where a page cannot be right."""
 
@@ -63,14 +74,24 @@ class _Search:
 
     def bring_in(self, database: bytes, key: bytes) -> None:
         """See above."""
-        page, node = self._find(self._main, database, NODE_TREE)
-        if node is None or node.is_long:
-            return
-        _, node = self._find(decode_tree(page, node.value_at), key, NODE_PLAIN)
-        if node is not None and node.is_long:
+        node = self._value(database, key)
+        if node is not None:
             start = node.value_at * self._page_bytes
             length = HEADER_BYTES + min(node.value_bytes, BODY_BYTES_MAX)
             os.posix_fadvise(self._fd, start, length, os.POSIX_FADV_WILLNEED)
+
+    def place_of(self, database: bytes, key: bytes) -> int | None:
+        """See above."""
+        node = self._value(database, key)
+        return None if node is None else node.value_at * self._page_bytes + HEADER_BYTES
+
+    def _value(self, database: bytes, key: bytes) -> Node | None:
+        """The node of a value that has pages of its own."""
+        page, node = self._find(self._main, database, NODE_TREE)
+        if node is None or node.is_long:
+            return None
+        _, node = self._find(decode_tree(page, node.value_at), key, NODE_PLAIN)
+        return node if node is not None and node.is_long else None
 
     def _find(self, tree: Tree, key: bytes, kind: int) -> tuple[bytes, Node | None]:
         """The leaf in which a key belongs, and its node there."""

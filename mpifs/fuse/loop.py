@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from mpifs.core.gaps import Gaps
 from mpifs.core.limits import (
     BULK_BYTES,
     FUSE_SPIN_S,
@@ -38,28 +39,8 @@ from mpifs.fuse.session import Session
 log = logging.getLogger(__name__)
 
 _AGAIN = frozenset({-errno.EINTR, -errno.EAGAIN, -errno.ENOENT})
-_SCORE_MAX = 8
 _CALM_LOOKS = 50
 """Looks without a request after which the scout sleeps until the next one."""
-
-
-class Gaps:
-    """Whether requests follow each other so closely that it pays to spin for the next one.
-
-    Written by whoever receives; two at once may spoil a count, which costs a spin.
-    """
-
-    def __init__(self, *, can_spin: bool) -> None:
-        self._can_spin = can_spin
-        self._score = 0
-        self.is_dense = False
-
-    def note(self, waited_s: float) -> None:
-        """A request came after so long."""
-        score = self._score
-        score = min(score + 1, _SCORE_MAX) if waited_s < FUSE_SPIN_S else max(score - 3, 0)
-        self._score = score
-        self.is_dense = self._can_spin and score > _SCORE_MAX // 2
 
 
 class Loop:
@@ -97,7 +78,8 @@ class Loop:
         self._is_calm = False
         self._stir = threading.Event()
         self._is_over = False
-        self._gaps = Gaps(can_spin=len(os.sched_getaffinity(0)) > 1)
+        self._gaps = Gaps(FUSE_SPIN_S)
+        self._can_spin = len(os.sched_getaffinity(0)) > 1
         self._poll = select.poll()
         self._poll.register(session.device, select.POLLIN)
 
@@ -168,7 +150,7 @@ class Loop:
             self._parked.discard(number)
         self._waiting.add(number)
         asked_s = time.monotonic()
-        if self._gaps.is_dense and asked_s > self._wide_until:
+        if self._can_spin and self._gaps.is_dense and asked_s > self._wide_until:
             self._await_spinning(asked_s + FUSE_SPIN_S)
         size = request.receive()
         self._waiting.discard(number)

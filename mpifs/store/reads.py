@@ -21,6 +21,7 @@ from mpifs.core.limits import (
 )
 from mpifs.core.messages import GetPart, ListKeys, decode_args
 from mpifs.store.chunks import ChunkStore, Lease
+from mpifs.store.part_places import PartPlaces
 from mpifs.transport.request import Request
 
 
@@ -41,6 +42,7 @@ class Reads:
         self._checksum = checksum
         self._free = free
         self._leases = threading.BoundedSemaphore(LEASES_MAX)
+        self._places: PartPlaces | None = None
 
     def get(self, request: Request) -> None:
         """Answers GET."""
@@ -97,7 +99,16 @@ class Reads:
         asked = decode_args(request.args, GetPart)
         begin, end = _range(asked)
         table = b""
-        with self._open_store().get(decode_key(asked.key)) as lease:
+        store = self._open_store()
+        places = self._places
+        if places is None:
+            places = self._places = PartPlaces(store.folder)
+        if not asked.table:
+            found = places.read(asked.key, begin, end)
+            if found is not None:
+                request.reply(body=found, items=asked.count, free=self._free())
+                return
+        with store.get(decode_key(asked.key)) as lease:
             header = lease.header
             if header.length != asked.length or header.checksum != asked.checksum:
                 raise DamageError("the chunk is not the one that the index knows")
@@ -106,7 +117,12 @@ class Reads:
                 payload = memoryview(bytes(payload))
                 table = _table_of(payload, asked.checksum, self._checksum())
             body = bytes(payload[begin:end])
+            places.note(asked.key, bytes(lease.image[:IMAGE_HEADER_BYTES]))
         request.reply(args=table, body=body, items=asked.count, free=self._free())
+
+    def forget(self) -> None:
+        """Another store is served from now on, or none; any thread."""
+        self._places = None
 
     def list(self, request: Request) -> None:
         """Answers LIST."""

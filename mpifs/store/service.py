@@ -103,6 +103,7 @@ class StoreService:
         self._checkup = checkup = Checkup(volume_folder, self._being_served)
         self._fetcher = Fetcher(peers, self.being_written)
         reads = Reads(self._open_store, lambda: self._sum, lambda: self._free)
+        self._forget_places = reads.forget
         self._handlers: dict[int, Callable[[Request], None]] = {
             Kind.HELLO: self._hello,
             Kind.SERVE: self._serve,
@@ -185,6 +186,7 @@ class StoreService:
         self._is_stopped.set()
 
     def _close_store(self) -> None:
+        self._forget_places()
         store, self._store = self._store, None
         writer, self._writer = self._writer, None
         if writer is not None:

@@ -101,6 +101,8 @@ class Client:
         assert len(args) <= ARGS_BYTES_MAX
         size = 0 if body is None else len(body)
         assert size <= BODY_BYTES_MAX
+        if body is None:
+            self.endpoint.ring(rank, b"")  # it is awake by the time the message is there.
         if self._retired:
             self._sweep()
         slot = self._take_slot()
