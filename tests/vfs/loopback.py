@@ -17,6 +17,7 @@ from mpifs.core.kinds import Kind
 from mpifs.core.messages import Serve, StoreStats, decode_args, encode_args
 from mpifs.core.superblock import Role, Superblock
 from mpifs.core.types import ChecksumKind, ChunkKey, ChunkRef, StoreEntry, StoreId, StoreState
+from mpifs.datafile import DATA_NAME
 from mpifs.index.index import Index
 from mpifs.job.assembly import VfsOptions, build_vfs
 from mpifs.store.service import StoreService
@@ -25,6 +26,7 @@ from mpifs.store.value import home_name
 from mpifs.transport.client import Client
 from mpifs.transport.loopback import make_world
 from mpifs.transport.server import Server
+from mpifs.valuepages import place_of
 from mpifs.vfs.facade import Vfs
 from tests.store.damage import flip, put_row, read_row, side_named
 
@@ -176,7 +178,17 @@ def harm(volume: LoopbackVolume, path: bytes, chunk: int, at: int, *, copies: in
         side = side_named(store, home_name(inode.ino, ref.length))
         value = read_row(side, "chunks", key)
         assert value is not None
-        put_row(side, "chunks", key, flip(value, IMAGE_HEADER_BYTES + at))
+        harmed = flip(value, IMAGE_HEADER_BYTES + at)
+        file = os.open(os.path.join(side.environment.path, DATA_NAME), os.O_RDWR)
+        try:  # where it lies, if it has pages of its own
+            place = place_of(file, "chunks", key)
+            if place is None:
+                put_row(side, "chunks", key, harmed)
+            else:
+                assert os.pread(file, len(value), place) == value
+                os.pwrite(file, harmed, place)
+        finally:
+            os.close(file)
 
 
 def make_vfs(tmp_path: Path, **options: int) -> Vfs:
