@@ -32,6 +32,7 @@ from mpifs.fuse.protocol import (
     Valid,
 )
 from mpifs.vfs.change import Change
+from mpifs.vfs.xattrs import LABEL
 
 if TYPE_CHECKING:
     from mpifs.fuse.request import Request
@@ -208,11 +209,16 @@ class Operations:
     def getxattr(self, request: Request) -> bytes | None:
         """getxattr(2): with size 0 the length only, ERANGE if it does not fit."""
         view = request.view
-        # Names that no file can have: `ls -l` asks each for ACLs, a write for capabilities.
-        if view[_NAME_AT : _NAME_AT + len(_REFUSED)] == _REFUSED:
+        # Names that no file can have: `ls -l` asks for them, and when it hears that they are not
+        # supported (not: absent) the others of the same file system are not asked.
+        if (
+            view[_NAME_AT : _NAME_AT + len(_REFUSED)] == _REFUSED
+            or view[_NAME_AT : request.length - 1] == LABEL
+        ):
             request.refuse(errno.EOPNOTSUPP)
             return None
         nodes = self._nodes
+        # A write asks for capabilities.
         if not nodes.has_xattrs and view[_NAME_AT : _NAME_AT + len(_PRIVILEGED)] == _PRIVILEGED:
             request.refuse(errno.ENODATA)
             return None

@@ -2,7 +2,7 @@
 
 `user.mpifs.layout` tells where the chunks lie (read only); `user.mpifs.chunk_size` and
 `user.mpifs.replicas` may be set on an empty file or a folder and are inherited by what is made in
-it.  POSIX ACLs are refused: stored but not applied they would be a lie.
+it.  POSIX ACLs and SELinux's labels are refused: stored but not applied they would be a lie.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ OWN_PREFIX = b"user.mpifs."
 LAYOUT = b"user.mpifs.layout"
 CHUNK_SIZE = b"user.mpifs.chunk_size"
 REPLICAS = b"user.mpifs.replicas"
+ACLS = b"system.posix_acl_"
+LABEL = b"security.selinux"
 _PREFIXES = (b"user.", b"trusted.", b"security.")
 
 
@@ -34,7 +36,7 @@ class Xattrs:
 
     @staticmethod
     def _check(inode: Inode, name: bytes, code: int) -> None:
-        if name.startswith(b"system.posix_acl_") or not name.startswith(_PREFIXES):
+        if name.startswith(ACLS) or name == LABEL or not name.startswith(_PREFIXES):
             raise PosixError(errno.EOPNOTSUPP)
         kind = stat.S_IFMT(inode.mode)
         if name.startswith(b"user.") and kind not in (stat.S_IFREG, stat.S_IFDIR):
