@@ -154,5 +154,5 @@ class Gather:
             raise DamageError(f"store {store} holds other bytes: checksum is wrong")
         if body.obj is into:
             return payload
-        into[:size] = body
+        memoryview(into)[:size] = body
         return memoryview(into)[_ROOM:size]

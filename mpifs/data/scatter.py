@@ -188,13 +188,13 @@ class Scatter:
             for item in batch.items:
                 self._start_alone(store, item)
             return
-        position = 0
+        position, body = 0, memoryview(owned)[: batch.size]
         for item in batch.items:
             end = position + _ROOM + item.length
-            owned[position:end] = memoryview(item.buffer)[: _ROOM + item.length]
+            body[position:end] = memoryview(item.buffer)[: _ROOM + item.length]
             position += image.padded(_ROOM + item.length)
-            owned[end:position] = bytes(position - end)
-        self._start(store, memoryview(owned)[: batch.size], batch.items, owned)
+            body[end:position] = bytes(position - end)
+        self._start(store, body, batch.items, owned)
 
     def _start_alone(self, store: int, item: Outgoing) -> None:
         body = memoryview(item.buffer)[: _ROOM + item.length]

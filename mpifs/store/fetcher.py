@@ -233,7 +233,7 @@ class Fetcher:
         if len(body) != size or decode_header(body).key != key:
             raise DamageError(f"its source holds another chunk in the place of {key}")
         if body.obj is not buffer:
-            buffer[:size] = body
+            memoryview(buffer)[:size] = body
         kind = self._store_now().kind
         if function_of(kind)(memoryview(buffer)[IMAGE_HEADER_BYTES:size]) != item.checksum:
             raise DamageError(f"its source holds other bytes of {key}")

@@ -160,8 +160,8 @@ class ChunkCache:
         """Copies in what was fetched, and verified, otherwise; nothing if it is here already."""
         end = IMAGE_HEADER_BYTES + len(payload)
         entry = _Entry(self._pool.take(len(payload)), None)
-        entry.buffer[IMAGE_HEADER_BYTES:end] = payload
         entry.payload = memoryview(entry.buffer)[IMAGE_HEADER_BYTES:end]
+        entry.payload[:] = payload
         entry.users = 0
         with self._lock:
             if key not in self._entries:

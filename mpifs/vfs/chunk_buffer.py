@@ -73,7 +73,8 @@ class ChunkBuffer:
     def write(self, start: int, data: memoryview) -> None:
         """Copies `data` in at `start`.  Requires: start + len(data) <= capacity, state OPEN."""
         end = start + len(data)
-        self.buffer[ROOM + start : ROOM + end] = data
+        # Not into the bytearray itself: that would copy `data` first.
+        memoryview(self.buffer)[ROOM + start : ROOM + end] = data
         intervals.add(self.written, start, end)
         self.length = max(self.length, end)
 
@@ -97,13 +98,14 @@ class ChunkBuffer:
 
         Requires: base has at least base_limit bytes if needs_base.
         """
+        view = memoryview(self.buffer)[ROOM:]
         for start, end in intervals.gaps(self.written, self.length):
             middle = max(start, min(end, self.base_limit))
             if start < middle:
                 assert base is not None
-                self.buffer[ROOM + start : ROOM + middle] = base[start:middle]
+                view[start:middle] = base[start:middle]
             if middle < end:
-                self.buffer[ROOM + middle : ROOM + end] = bytes(end - middle)
+                view[middle:end] = bytes(end - middle)
         self.written = [(0, self.length)] if self.length else []
         self.base_ref = None
         self.base = None
@@ -117,6 +119,6 @@ class ChunkBuffer:
         """Moves into a larger buffer; returns the old one."""
         old = self.buffer
         end = ROOM + self.length
-        buffer[ROOM:end] = memoryview(old)[ROOM:end]
+        memoryview(buffer)[ROOM:end] = memoryview(old)[ROOM:end]
         self.buffer = buffer
         return old

@@ -144,10 +144,17 @@ class Files:
     ) -> int:
         """Returns the bytes taken.  Raises EBADF, EFBIG, ENOSPC, or the file's pending error."""
         size = len(source)
+        inode = handle.inode
+        data = inode.data
+        if isinstance(data, FileData) and data.dirty and handle.can_write and not data.error:
+            with data.lock:
+                if self._writeback.write_more(data, source, offset):
+                    self._note_write(inode, kills)
+                    return size
         data = self._admit(handle, size, offset)
         with data.lock:
             self._writeback.write(data, source, offset)
-            self._note_write(data.inode, kills)
+            self._note_write(inode, kills)
         return size
 
     def take(

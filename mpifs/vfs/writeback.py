@@ -1,4 +1,4 @@
-"""Write-back: gathers writes in chunk buffers, sends them, takes the refs into the index.
+"""Write-back: sends dirty chunks, takes the refs of what is durable into the index.
 
 The order of DESIGN section 4 is kept here: a chunk's ref enters the index (`Index.set_refs`) only
 when its stores have said that it is durable.  Bounded by `dirty_bytes_max`: over it, writers wait.
@@ -21,7 +21,8 @@ from mpifs.data.stores import Stores
 from mpifs.index.index import Index
 from mpifs.index.inode import Inode
 from mpifs.vfs.chunk_buffer import ChunkBuffer
-from mpifs.vfs.dirty_memory import DirtyMemory, capacity_for
+from mpifs.vfs.dirty_chunks import DirtyChunks
+from mpifs.vfs.dirty_memory import DirtyMemory
 from mpifs.vfs.file_data import FileData, Locked
 from mpifs.vfs.reader import Reader
 from mpifs.vfs.resend import Resend
@@ -31,15 +32,13 @@ log = logging.getLogger(__name__)
 _STORED = object()
 
 
-class WriteBack:
+class WriteBack(DirtyChunks):
     """All dirty data of the mount.
 
-    `on_dirty` hears that something has become dirty; `make_room(True)` flushes, commits and
-    reclaims before it returns, `make_room(False)` only has that begun.
+    `make_room(True)` flushes, commits and reclaims before it returns, `make_room(False)` only has
+    that begun.
 
-    Locks: FileData.lock, then index.lock.  `files` (inodes with unwritten data) changes by atomic
-    dict operations.  `done` callbacks come on the scatter
-    thread.
+    Locks: FileData.lock, then index.lock.  `done` callbacks come on the scatter thread.
     """
 
     def __init__(
@@ -53,19 +52,16 @@ class WriteBack:
         on_dirty: Callable[[], None],
         make_room: Callable[[bool], None],
     ) -> None:
-        self._index = index
+        super().__init__(index, DirtyMemory(dirty_bytes_max), on_dirty)
         self._scatter = scatter
         self._reader = reader
         self.space = space
         self._stores = stores
-        self._on_dirty = on_dirty
         self._make_room = make_room
-        self._memory = DirtyMemory(dirty_bytes_max)
         self._resend = Resend(index, scatter, stores, self._arrived)
         self.short_count = 0
         """Chunks stored with fewer copies than wanted, because a worker was away: healing is due.
         Grows only; written by the scatter thread."""
-        self.files: dict[int, FileData] = {}
         self.on_lost: Callable[[Inode], None] = lambda inode: None
 
     def locked(self, inode: Inode) -> Locked:
@@ -91,62 +87,6 @@ class WriteBack:
             if is_growth and self.free_bytes() < size:
                 raise FullError("no space left on the stores; delete files or add workers")
         self._memory.wait_for(size, lambda: self._make_room(False))
-
-    def write(self, data: FileData, source: memoryview, offset: int) -> None:
-        """Takes bytes into the dirty chunks; sends chunks that have become full.
-
-        Requires: data.lock is held, admit() was called.
-        """
-        inode = data.inode
-        chunk_size = inode.chunk_size
-        end = offset + len(source)
-        if offset > inode.size:
-            self.extend(data)
-        full = []
-        for extent in extents(offset, len(source), chunk_size):
-            buffer = self._open_buffer(data, extent.chunk, extent.start, extent.length)
-            buffer.write(extent.start, source[extent.position : extent.position + extent.length])
-            inode.size = max(inode.size, min(end, extent.chunk * chunk_size + buffer.length))
-            if buffer.written == [(0, chunk_size)]:
-                full.append(buffer)
-        if full:
-            self.submit(data, full)
-
-    def take(
-        self,
-        data: FileData,
-        memory: bytearray,
-        offset: int,
-        exchange: Callable[[bytearray], None],
-    ) -> bool:
-        """Takes a whole chunk in the memory where it lies and sends it; gives other memory in its
-        place to `exchange`.  False if the chunk is dirty already.  Requires: as `write`."""
-        inode = data.inode
-        chunk = offset // inode.chunk_size
-        if chunk in data.dirty:
-            return False
-        other = self._memory.take(inode.chunk_size)
-        if offset > inode.size:
-            self.extend(data)
-        buffer = ChunkBuffer(chunk, memory, time.monotonic())
-        buffer.hold(inode.chunk_size)
-        self._add(data, buffer)
-        exchange(other)  # before anything can fail: the memory is this buffer's now.
-        inode.size = max(inode.size, offset + inode.chunk_size)
-        self.submit(data, [buffer])
-        return True
-
-    def extend(self, data: FileData) -> None:
-        """The file is about to grow past its end: bytes of the last stored chunk beyond the old
-        end (left by a truncate) must read as zeros from now on.  Requires: data.lock is held."""
-        inode = data.inode
-        chunk, end = divmod(inode.size, inode.chunk_size)
-        if not end or chunk in data.dirty:
-            return
-        flying = data.on_its_way(chunk)
-        ref = self._index.ref(inode, chunk) if flying is None else None
-        if (flying and flying.length > end) or (ref and ref.length > end):
-            self._open_buffer(data, chunk, end, 0)
 
     def zero(self, data: FileData, offset: int, end: int) -> None:
         """Makes [offset, end) read as zeros: whole chunks become holes, edges are written.
@@ -186,7 +126,6 @@ class WriteBack:
 
     def _discard(self, data: FileData, first: int, last: int | None) -> None:
         """Drops chunks `first` to `last` (None: to the end), dirty, in flight and stored."""
-
         self._cancel(data, first, last)
         rest: int | None = first
         while rest is not None:
@@ -211,40 +150,6 @@ class WriteBack:
         """
         self._cancel(data, 0, None)
         self._unpin_if_idle(data)
-
-    def _open_buffer(self, data: FileData, chunk: int, start: int, length: int) -> ChunkBuffer:
-        """The dirty buffer of a chunk, with room for [start, start + length)."""
-        inode, end = data.inode, start + length
-        buffer = data.dirty.get(chunk)
-        if buffer is None:
-            below = max(0, inode.size - chunk * inode.chunk_size)
-            flying = data.on_its_way(chunk) if below else None
-            # What is written whole needs no base: a lost chunk can be written anew.
-            is_part = flying is None and below and (start or end < min(below, inode.chunk_size))
-            ref = self._index.ref(inode, chunk) if is_part else None
-            base_length = flying.length if flying else ref.length if ref else 0
-            limit = min(base_length, below)
-            size = capacity_for(max(end, limit), inode.chunk_size)
-            buffer = ChunkBuffer(chunk, self._memory.take(size), time.monotonic())
-            buffer.set_base(ref, flying, limit)
-            self._add(data, buffer)
-        elif end > buffer.capacity:
-            size = capacity_for(end, inode.chunk_size)
-            old = buffer.grow(self._memory.take(size))
-            self._memory.give(old)
-        return buffer
-
-    def _add(self, data: FileData, buffer: ChunkBuffer) -> None:
-        """A chunk has become dirty."""
-        data.dirty[buffer.chunk] = buffer
-        inode = data.inode
-        if inode.ino not in self.files:
-            self._index.pin(inode)
-            self.files[inode.ino] = data
-            self._on_dirty()
-
-    def _drop(self, buffer: ChunkBuffer) -> None:
-        self._memory.give(buffer.buffer)
 
     def submit(self, data: FileData, buffers: Iterable[ChunkBuffer]) -> None:
         """Freezes dirty chunks and sends them, lower ones that also extend the file first.
