@@ -74,7 +74,7 @@ HOST_PROBE_S = 5.0  # a host that has not run a command by then is left out of t
 
 # Threads that receive FUSE requests.
 LEADER_LOOK_S = 0.003  # a request that takes longer has another thread receive the next one:
-LEADER_STALL_S = 0.005  # when two take longer than this, and with requests of BULK_BYTES and more,
+LEADER_STALL_S = 0.002  # when two take longer than this, and with requests of BULK_BYTES and more,
 LEADER_WIDE_S = 0.5  # all threads receive for so long.
 FUSE_SPIN_S = 100e-6  # the next request of a busy program comes sooner; to be woken takes 30 µs.
 BULK_BYTES = 128 * KIB  # of a read or write: from here on its copies cost more than Python.
