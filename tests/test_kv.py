@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from mpifs import fileroom
 from mpifs.core.errors import FormatError, FullError, MpifsError
 from mpifs.core.limits import KV_SLACK_BYTES, MIB
 from mpifs.kv import Environment
@@ -181,6 +182,87 @@ def test_reusable_pages_are_seen(env: Environment) -> None:
         for i in range(8):
             txn.delete("a", b"%d" % i)
     assert env.reusable_bytes() > 7 * MIB
+
+
+def is_told_right(env: Environment, needed: int) -> bool:
+    """What `has_room` says, which the exact estimate must confirm."""
+    found = env.has_room(needed)
+    assert found is (env.free_bytes() >= needed), needed
+    return found
+
+
+def test_room_is_told_as_it_is(env: Environment) -> None:
+    assert is_told_right(env, 0)
+    assert is_told_right(env, MIB)
+    free = env.free_bytes()
+    assert not is_told_right(env, 2 * free)
+    assert not is_told_right(env, 1 << 62)
+    with env.write() as txn:
+        txn.put("a", b"x", bytes(MIB))
+    assert is_told_right(env, free // 2)
+
+
+def test_room_in_a_map_that_cannot_grow(tmp_path: Path) -> None:
+    """Its end counts, and then what is freed in it."""
+    environment = Environment(str(tmp_path / "e"), ["a"], create=True, map_bytes=16 * MIB)
+    sizes = range(0, 20 * MIB, MIB // 2)
+    for number in range(10):
+        with environment.write() as txn:
+            txn.put("a", b"%d" % number, bytes(MIB))
+        told = [is_told_right(environment, size) for size in sizes]
+        assert told == sorted(told, reverse=True)
+        assert is_told_right(environment, 0)
+        assert not is_told_right(environment, (16 - number) * MIB)
+    assert not environment.has_room(8 * MIB)
+    with environment.write() as txn:
+        for number in range(6):
+            txn.delete("a", b"%d" % number)
+    assert not environment.room.has_unused(8 * MIB, 16 * MIB)
+    assert is_told_right(environment, 8 * MIB)
+    environment.close()
+
+
+def test_unused_room_ends_where_map_or_disk_does(
+    env: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = env.used_bytes()
+    monkeypatch.setattr(fileroom, "disk_free_bytes", lambda folder: 10 * MIB)
+    for needed, map_bytes, is_there in (
+        (10 * MIB, used + 10 * MIB, True),
+        (10 * MIB + 1, used + 20 * MIB, False),
+        (10 * MIB, used + 10 * MIB - 1, False),
+        (0, used, True),
+        (0, used - 1, False),
+        (1, used, False),
+    ):
+        assert env.room.has_unused(needed, map_bytes) is is_there
+    with env.write() as txn:
+        txn.put("a", b"x", bytes(4 * MIB))
+    with env.write() as txn:
+        txn.delete("a", b"x")
+    assert env.reusable_bytes() >= 4 * MIB
+    assert not env.room.has_unused(10 * MIB + 1, used + 100 * MIB)
+    assert not env.room.has_unused(1, used)
+    assert env.room.free_bytes(used + 4 * MIB) >= 4 * MIB
+    assert env.has_room(12 * MIB), "with freed pages"
+
+
+def test_room_on_a_full_disk(small_disk: Path) -> None:
+    environment = Environment(str(small_disk / "e"), ["a"], create=True)
+    environment.preallocate_ahead(6 * MIB)
+    with environment.write() as txn:
+        for number in range(6):
+            txn.put("a", b"%d" % number, bytes(MIB))
+    fill_disk(small_disk)
+    assert not environment.room.has_unused(MIB, 1 << 30)
+    assert not is_told_right(environment, 6 * MIB)
+    with environment.write() as txn:
+        for number in range(3):
+            txn.delete("a", b"%d" % number)
+    assert not environment.room.has_unused(MIB, 1 << 30)
+    assert is_told_right(environment, MIB)
+    assert not is_told_right(environment, 6 * MIB)
+    environment.close()
 
 
 def test_map_full_is_a_domain_error(tmp_path: Path) -> None:

@@ -80,8 +80,6 @@ class Loop:
         self._is_over = False
         self._gaps = Gaps(FUSE_SPIN_S)
         self._can_spin = len(os.sched_getaffinity(0)) > 1
-        self._poll = select.poll()
-        self._poll.register(session.device, select.POLLIN)
 
     def start(self, timeout_s: float) -> bool:
         """Returns True once INIT was answered, False if the session ended or after the timeout."""
@@ -114,8 +112,10 @@ class Loop:
         counter = FIGURES.counter()
         left, read = counter.left, int(Opcode.READ)
         is_first = number == 0
+        device = select.poll()  # of this thread alone: a second thread in its poll would raise.
+        device.register(self._session.device, select.POLLIN)
         while True:
-            size = self._receive(request, number)
+            size = self._receive(request, number, device)
             if size > 0 and is_first:
                 if not self._session.answer_init(request, writeback=self._writeback):
                     break
@@ -141,7 +141,7 @@ class Loop:
         if size < 0 and size not in (-errno.ENODEV, -errno.ECONNABORTED):
             log.error("reading requests failed: %s", os.strerror(-size))
 
-    def _receive(self, request: Request, number: int) -> int:
+    def _receive(self, request: Request, number: int, device: select.poll) -> int:
         """The next request, once it is this thread's turn; see Request.receive."""
         self._since[number] = 0.0
         while self._waiting and time.monotonic() > self._wide_until and not self._is_over:
@@ -151,7 +151,7 @@ class Loop:
         self._waiting.add(number)
         asked_s = time.monotonic()
         if self._can_spin and self._gaps.is_dense and asked_s > self._wide_until:
-            self._await_spinning(asked_s + FUSE_SPIN_S)
+            self._await_spinning(device, asked_s + FUSE_SPIN_S)
         size = request.receive()
         self._waiting.discard(number)
         self._since[number] = came_s = time.monotonic()
@@ -162,10 +162,10 @@ class Loop:
             self._stir.set()
         return size
 
-    def _await_spinning(self, until_s: float) -> None:
+    def _await_spinning(self, device: select.poll, until_s: float) -> None:
         """Looks whether a request has come, again and again, until one has or the time is over."""
-        look = self._poll.poll
-        while not look(0) and time.monotonic() < until_s:
+        look = device.poll
+        while not (look(0) or self._is_over) and time.monotonic() < until_s:
             pass
 
     def _widen(self) -> None:

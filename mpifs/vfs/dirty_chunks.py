@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from mpifs.core.layout import extents
+from mpifs.core.limits import FILE_BYTES_MAX
 from mpifs.index.index import Index
 from mpifs.vfs.chunk_buffer import ChunkBuffer
 from mpifs.vfs.dirty_memory import DirtyMemory, capacity_for
@@ -55,7 +56,7 @@ class DirtyChunks:
 
     def write_more(self, data: FileData, source: memoryview, offset: int) -> bool:
         """As `write`, of bytes for which memory and room are there already: they go into one chunk
-        that is dirty and does not end with them.  False: nothing was done.
+        that is dirty.  False: nothing was done.
 
         Requires: data.lock is held.
         """
@@ -65,10 +66,13 @@ class DirtyChunks:
         end = start + len(source)
         if buffer is None or offset > inode.size or end > buffer.capacity:
             return False
-        if end >= inode.chunk_size or len(buffer.written) > 1 or self.is_tight():
-            return False  # it may become full, or there is no room for more of it
+        size = offset + len(source)
+        if size > FILE_BYTES_MAX or self.is_tight():
+            return False  # perhaps there is no room for a longer chunk
         buffer.write(start, source)
-        inode.size = max(inode.size, offset + len(source))
+        inode.size = max(inode.size, size)
+        if buffer.written == [(0, inode.chunk_size)]:
+            self.submit(data, [buffer])
         return True
 
     def take(
@@ -84,9 +88,9 @@ class DirtyChunks:
         chunk = offset // inode.chunk_size
         if chunk in data.dirty:
             return False
-        other = self._memory.take(inode.chunk_size)
         if offset > inode.size:
             self.extend(data)
+        other = self._memory.take(inode.chunk_size)
         buffer = ChunkBuffer(chunk, memory, time.monotonic())
         buffer.hold(inode.chunk_size)
         self._add(data, buffer)

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from mpifs.core.limits import KIB
+
 ROOT = Path(__file__).resolve().parents[2]
 REQUIRED = os.geteuid() == 0 and os.path.exists("/dev/fuse")
 
@@ -22,11 +24,14 @@ REQUIRED = os.geteuid() == 0 and os.path.exists("/dev/fuse")
 class Mounted:
     """A running serve.py; file operations of a test go to `path`."""
 
-    def __init__(self, path: Path, options: str, major: int, log: Path) -> None:
+    def __init__(
+        self, path: Path, options: str, major: int, log: Path, chunk_size: int = 64 * KIB
+    ) -> None:
         self.path, self.major, self.log = path, major, log
+        words = [str(path), f"{options},fuse={major}", str(chunk_size)]
         with log.open("wb") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.fuse.serve", str(path), f"{options},fuse={major}"],
+                [sys.executable, "-m", "tests.fuse.serve", *words],
                 cwd=ROOT,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -89,16 +94,16 @@ def major() -> int:
 
 
 @pytest.fixture
-def mount_with(tmp_path: Path, major: int) -> Iterator[Callable[[str], Mounted]]:
-    """A function that mounts with options."""
+def mount_with(tmp_path: Path, major: int) -> Iterator[Callable[..., Mounted]]:
+    """A function that mounts with options, and a chunk size if it is given one."""
     if not REQUIRED:
         pytest.skip("needs /dev/fuse and root")
     mounts: list[Mounted] = []
 
-    def start(options: str = "") -> Mounted:
+    def start(options: str = "", **more: int) -> Mounted:
         folder = tmp_path / f"mnt{len(mounts)}"
         folder.mkdir()
-        mounted = Mounted(folder, options, major, tmp_path / f"log{len(mounts)}")
+        mounted = Mounted(folder, options, major, tmp_path / f"log{len(mounts)}", **more)
         mounts.append(mounted)
         mounted.wait_ready()
         return mounted

@@ -1,8 +1,9 @@
-"""Mounts a volume whose ranks are threads: `serve.py MOUNTPOINT OPTIONS`.
+"""Mounts a volume whose ranks are threads: `serve.py MOUNTPOINT OPTIONS CHUNK_SIZE`.
 
 Prints `ready {describe}` when it serves.  Lines on stdin are commands, each answered with one line:
-`calls` (counters of the calls of Nodes, then reset), `misses` (of the chunk cache), `cwd`, `put NAME TEXT` (a change that does not
-come through the kernel), `make NAME TEXT`, `unmount GRACE`.  Ends when the mount has ended.
+`calls` (counters of the calls of Nodes, then reset), `misses` (of the chunk cache), `cwd`,
+`put NAME TEXT` (a change that does not come through the kernel), `make NAME TEXT`, `unmount GRACE`.
+Ends when the mount has ended.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
     options = MountOptions.parse(sys.argv[2])
     folder = tempfile.mkdtemp()
-    volume = LoopbackVolume(Path(folder), workers=2)
+    volume = LoopbackVolume(Path(folder), workers=2, chunk_size=int(sys.argv[3]))
     vfs = volume.open()
     threading.Thread(target=keep_alive, args=(volume,), daemon=True).start()
     nodes = Counted(vfs)

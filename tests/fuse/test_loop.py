@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import threading
 import time
+from collections.abc import Callable
 
 from mpifs.fuse.options import THREADS_DEFAULT
 from tests.fuse.conftest import Mounted
@@ -66,3 +68,19 @@ def test_after_a_rest_the_first_request_is_answered(mounted: Mounted) -> None:
     time.sleep(0.5)
     sync(mounted, 0)
     assert len(os.listdir(mounted.path)) == 1
+
+
+def test_an_unmount_right_after_a_burst_ends_all_threads(
+    mount_with: Callable[[str], Mounted],
+) -> None:
+    """They are let out of their parking all at once, while requests were dense."""
+    for _ in range(6):
+        mounted = mount_with("")
+        end = time.monotonic() + 0.3
+        number = 0
+        while time.monotonic() < end:
+            number += 1
+            assert not os.path.exists(mounted.path / f"absent{number}")
+        subprocess.run(["umount", "-l", str(mounted.path)], check=True)
+        mounted.process.wait(20)
+        assert "failed" not in mounted.log.read_text()

@@ -10,7 +10,7 @@ from mpifs.core.errors import FormatError, MpifsError
 from mpifs.fuse.kernel_mounts import parse
 from mpifs.job.hosts import parse_host_list, parse_hosts, spread
 from mpifs.job.mounts import mount_at
-from mpifs.job.mpi_launcher import MPICH, OPENMPI, MpiLauncher
+from mpifs.job.mpi_launcher import MALLOC_VARIABLE, MPICH, OPENMPI, MpiLauncher
 from mpifs.job.sizes import parse_size
 from mpifs.job.state import VolumeFolder, begin, change, read
 
@@ -76,6 +76,26 @@ def test_commands() -> None:
     assert int(env[name]) > 16 * 1024 + 4 * 1024 + 64
     assert openmpi.environment({name: "4096"})[name] == "4096"
     assert name not in mpich.environment({})
+
+
+@pytest.mark.parametrize("kind", [OPENMPI, MPICH])
+def test_chunks_lie_in_huge_pages_unless_the_user_says_otherwise(kind: str) -> None:
+    launcher = MpiLauncher("/m/mpiexec", kind, "5.0.2", "", False)
+
+    def tunables(users: str) -> str:
+        base = {MALLOC_VARIABLE: users}
+        found = launcher.environment(base)[MALLOC_VARIABLE]
+        assert base == {MALLOC_VARIABLE: users}, "the variables of mpifs itself"
+        return found
+
+    assert launcher.environment({})["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
+    assert tunables("") == "glibc.malloc.hugetlb=1"
+    others = "glibc.malloc.check=3:glibc.rtld.optional_static_tls=512"
+    assert tunables(others) == f"{others}:glibc.malloc.hugetlb=1"
+    for users in ("glibc.malloc.hugetlb=0", f"{others}:glibc.malloc.hugetlb=2"):
+        assert tunables(users) == users
+        assert tunables(f"{users}:{others}") == f"{users}:{others}"
+    assert launcher.environment(launcher.environment({})) == launcher.environment({})
 
 
 def test_state_ends_once(tmp_path: Path) -> None:
