@@ -115,14 +115,20 @@ class WriteBack(DirtyChunks):
         inode = data.inode
         if size > inode.size:
             self.extend(data)
-        elif size < inode.size:
-            keep, part = divmod(size, inode.chunk_size)
-            self._discard(data, keep if part == 0 else keep + 1, None)
-            if part and keep in data.dirty:
-                data.dirty[keep].truncate(part)
-        inode.size = size
-        inode.stable_size = min(inode.stable_size, size)
-        self._settle(data)
+        rest: int | None = None
+        with self._index.lock:  # a commit has the refs that are dropped with the size, or neither
+            if size < inode.size:
+                keep, part = divmod(size, inode.chunk_size)
+                first = keep if part == 0 else keep + 1
+                self._cancel(data, first, None)
+                rest = self._index.drop_refs(inode, first)
+                if part and keep in data.dirty:
+                    data.dirty[keep].truncate(part)
+            inode.size = size
+            inode.stable_size = min(inode.stable_size, size)
+            self._settle(data)
+        while rest is not None:  # behind the end, where nobody looks any more
+            rest = self._index.drop_refs(inode, rest)
 
     def _discard(self, data: FileData, first: int, last: int | None) -> None:
         """Drops chunks `first` to `last` (None: to the end), dirty, in flight and stored."""
@@ -212,14 +218,15 @@ class WriteBack(DirtyChunks):
                     data.error = error
                 buffer.is_cancelled = True
                 self._index.add_garbage(item.key, item.stores)
-            while data.in_flight and data.in_flight[0].is_done:
-                first = data.in_flight[0]
-                self._apply(data, first)
-                data.in_flight.popleft()  # after its ref is in: readers look without the lock
-                first.outgoing = _STORED  # which names the buffer: no cycle for the collector
-            if lost:
-                self._forget_lost(data, buffer.chunk)
-            self._settle(data)
+            with self._index.lock:  # a commit has the refs with the size that they make, or neither
+                while data.in_flight and data.in_flight[0].is_done:
+                    first = data.in_flight[0]
+                    self._apply(data, first)
+                    data.in_flight.popleft()  # after its ref is in: readers look without the lock
+                    first.outgoing = _STORED  # which names the buffer: no cycle for the collector
+                if lost:
+                    self._forget_lost(data, buffer.chunk)
+                self._settle(data)
             if not data.in_flight:
                 data.tell_idle()
         if lost:

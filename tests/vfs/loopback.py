@@ -143,7 +143,8 @@ class LoopbackVolume:
         committer._wake.set()
         committer._thread.join(60)  # a commit under way waits for the disk
         assert not committer._thread.is_alive()
-        self.index.abandon()
+        with self.index.lock:  # so that nobody is reading just now: its map would stay open
+            self.index.abandon()
         self._end()
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from mpifs.core.errors import PeerDeadError
 from mpifs.core.types import Caller
 from mpifs.data.scatter import Outgoing
+from mpifs.index.batch import Batch
 from mpifs.job.assembly import VfsOptions
 from mpifs.vfs.facade import Vfs
 from tests.vfs.loopback import LoopbackVolume
@@ -113,6 +115,65 @@ def test_growing_file_never_shows_a_gap_after_a_crash(volume: LoopbackVolume) ->
     volume.crash()
     found = get(volume.open(), b"/log")
     assert found == (piece * 40)[: len(found)]
+
+
+def sealing_after(vfs: Vfs, name: str, monkeypatch: pytest.MonkeyPatch) -> list[Batch | None]:
+    """A commit tries to take what there is right after each call of a method of the index; as a
+    committer has it, from another thread."""
+    real = getattr(vfs.index, name)
+    sealed: list[Batch | None] = []
+
+    def call(*words: object, **more: object) -> object:
+        result = real(*words, **more)
+        if not sealed:
+            thread = threading.Thread(target=lambda: sealed.append(vfs.index.seal()))
+            thread.start()
+            thread.join(0.3)  # it may have to wait for the one who is at it
+        return result
+
+    monkeypatch.setattr(vfs.index, name, call)
+    return sealed
+
+
+def first_of(sealed: list[Batch | None]) -> Batch | None:
+    deadline = time.monotonic() + 10
+    while not sealed and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return sealed[0]
+
+
+def test_a_commit_has_refs_with_the_size_that_they_make(
+    volume: LoopbackVolume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vfs = volume.open(VfsOptions(commit_interval_s=30.0))
+    fh = vfs.create(b"/log", 0o600, os.O_WRONLY, ME)
+    vfs.write(fh, memoryview(bytes(CHUNK)), 0)
+    vfs.fsync(fh)
+    sealed = sealing_after(vfs, "set_refs", monkeypatch)
+    vfs.write(fh, memoryview(bytes(CHUNK)), CHUNK)
+    batch = first_of(sealed)
+    assert batch is not None
+    vfs.index.commit(batch)
+    volume.crash()
+    index = volume.open().index
+    inode = index.inode(index.lookup(1, b"log"))
+    assert inode.size == CHUNK * len(index.refs(inode.ino))
+
+
+def test_a_commit_has_a_truncated_file_whole(
+    volume: LoopbackVolume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Never the old size with zeros in it."""
+    vfs = volume.open(VfsOptions(commit_interval_s=30.0))
+    put(vfs, b"/file", OLD, sync=True)
+    sealed = sealing_after(vfs, "drop_refs", monkeypatch)
+    fh = vfs.open(b"/file", os.O_WRONLY)
+    vfs.truncate(b"/file", 100, fh)
+    batch = first_of(sealed)
+    assert batch is not None
+    vfs.index.commit(batch)
+    volume.crash()
+    assert get(volume.open(), b"/file") == OLD[:100]
 
 
 def test_old_chunks_go_when_nothing_names_them(volume: LoopbackVolume) -> None:
