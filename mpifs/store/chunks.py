@@ -290,8 +290,9 @@ class ChunkStore:
             and all(self._is_replacement(image) for change in changes for image in change.puts)
         ):
             raise FullError(f"store {self.store} ({self.folder}) is full")
+        has_deletes = any(change.deletes for change in changes)
         for side, wanted in sizes.items():
-            if not wanted and not any(change.deletes for change in changes):
+            if not wanted and not has_deletes:
                 continue
             side.make_room(sum(wanted), len(wanted), is_replacing=is_tight)
 

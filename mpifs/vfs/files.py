@@ -248,9 +248,7 @@ class Files:
                 self._writeback.zero(data, offset, min(end, inode.size))
             if not mode & _KEEP_SIZE and end > inode.size:
                 self._writeback.truncate(data, end)
-            self._drop_privileges(inode, kills)
-            inode.mtime_ns = inode.ctime_ns = time.time_ns()
-            self._index.touch(inode)
+            self._note_write(inode, kills)
         self._committer.kick()
 
     def _drop_privileges(self, inode: Inode, kills: bool) -> None:

@@ -100,7 +100,8 @@ class WriteBack(DirtyChunks):
                 or extent.chunk * inode.chunk_size + extent.length >= inode.size
             )
             if is_whole:
-                self._discard(data, extent.chunk, extent.chunk)
+                self._cancel(data, extent.chunk, extent.chunk)
+                self._index.drop_refs(inode, extent.chunk, extent.chunk)
             elif (
                 extent.chunk in data.dirty
                 or data.on_its_way(extent.chunk)
@@ -129,13 +130,6 @@ class WriteBack(DirtyChunks):
             self._settle(data)
         while rest is not None:  # behind the end, where nobody looks any more
             rest = self._index.drop_refs(inode, rest)
-
-    def _discard(self, data: FileData, first: int, last: int | None) -> None:
-        """Drops chunks `first` to `last` (None: to the end), dirty, in flight and stored."""
-        self._cancel(data, first, last)
-        rest: int | None = first
-        while rest is not None:
-            rest = self._index.drop_refs(data.inode, rest, last)
 
     def _cancel(self, data: FileData, first: int, last: int | None) -> None:
         """Drops what is dirty of chunks `first` to `last` and voids what is in flight."""

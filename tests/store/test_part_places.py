@@ -224,9 +224,14 @@ class Reused:
         self.volume = LoopbackVolume(folder, workers=2, chunk_size=CHUNK)
         self.vfs = self.volume.open(
             VfsOptions(commit_interval_s=0.02, cache_bytes_max=MIB),
-            lambda key, ref, store: self.bad.append(key.chunk),
+            self._hear,
         )
         self.fh = self.vfs.create(b"/file", 0o644, os.O_RDWR, ME)
+
+    def _hear(self, key: ChunkKey, ref: ChunkRef, store: int) -> None:
+        """Damage: of a chunk that has been overwritten since its ref was read it may be said."""
+        if self.volume.index.ref(self.vfs._find(b"/file"), key.chunk) == ref:
+            self.bad.append(key.chunk)
 
     def write(self, chunk: int, data: bytes) -> None:
         self.vfs.write(self.fh, memoryview(data), chunk * CHUNK)

@@ -192,6 +192,15 @@ def harm(volume: LoopbackVolume, path: bytes, chunk: int, at: int, *, copies: in
             os.close(file)
 
 
+def content(vfs: Vfs, path: bytes = b"/file") -> bytes:
+    """All bytes of a file."""
+    fh = vfs.open(path, os.O_RDONLY)
+    into = bytearray(vfs.getattr(path).size)
+    assert vfs.read(fh, memoryview(into), 0) == len(into)
+    vfs.release(fh)
+    return bytes(into)
+
+
 def make_vfs(tmp_path: Path, **options: int) -> Vfs:
     """A Vfs on a fresh loopback volume."""
     return LoopbackVolume(tmp_path / "volume", **options).open()

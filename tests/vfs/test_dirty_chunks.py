@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from mpifs.core.types import Caller
 from mpifs.vfs.dirty_chunks import DirtyChunks
 from mpifs.vfs.facade import Vfs
 from mpifs.vfs.file_data import FileData
-from tests.vfs.loopback import LoopbackVolume
+from tests.vfs.loopback import LoopbackVolume, content
 
 ME = Caller(0, 0)
 CHUNK = 64 * KIB
@@ -46,35 +45,8 @@ def ways(monkeypatch: pytest.MonkeyPatch) -> Ways:
     return Ways(monkeypatch)
 
 
-@pytest.fixture
-def volume(tmp_path: Path) -> Iterator[LoopbackVolume]:
-    made = LoopbackVolume(tmp_path / "volume", workers=2, chunk_size=CHUNK)
-    made.open()
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def vfs(volume: LoopbackVolume) -> Vfs:
-    assert volume.vfs is not None
-    return volume.vfs
-
-
-@pytest.fixture
-def fh(vfs: Vfs) -> int:
-    return vfs.create(b"/file", 0o644, os.O_RDWR, ME)
-
-
 def put(vfs: Vfs, fh: int, data: bytes, offset: int) -> None:
     assert vfs.write(fh, memoryview(data), offset) == len(data)
-
-
-def content(vfs: Vfs) -> bytes:
-    fh = vfs.open(b"/file", os.O_RDONLY)
-    into = bytearray(vfs.getattr(b"/file").size)
-    assert vfs.read(fh, memoryview(into), 0) == len(into)
-    vfs.release(fh)
-    return bytes(into)
 
 
 def test_a_file_written_in_small_records(volume: LoopbackVolume, vfs: Vfs, fh: int) -> None:

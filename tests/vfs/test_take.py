@@ -17,7 +17,7 @@ from mpifs.core.limits import FILE_BYTES_MAX, KIB
 from mpifs.core.types import Caller
 from mpifs.data.scatter import Outgoing
 from mpifs.vfs.facade import Vfs
-from tests.vfs.loopback import LoopbackVolume
+from tests.vfs.loopback import LoopbackVolume, content
 
 ME = Caller(0, 0)
 CHUNK = 64 * KIB
@@ -60,33 +60,6 @@ def take(vfs: Vfs, fh: int, data: bytes, offset: int, kills: bool = False) -> bo
     is_taken = vfs.nodes.take(fh, request.memory, len(data), offset, request.exchange, kills)
     assert is_taken is request.is_exchanged
     return is_taken
-
-
-def content(vfs: Vfs, path: bytes = b"/file") -> bytes:
-    fh = vfs.open(path, os.O_RDONLY)
-    into = bytearray(vfs.getattr(path).size)
-    assert vfs.read(fh, memoryview(into), 0) == len(into)
-    vfs.release(fh)
-    return bytes(into)
-
-
-@pytest.fixture
-def volume(tmp_path: Path) -> Iterator[LoopbackVolume]:
-    made = LoopbackVolume(tmp_path / "volume", workers=2, chunk_size=CHUNK)
-    made.open()
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def vfs(volume: LoopbackVolume) -> Vfs:
-    assert volume.vfs is not None
-    return volume.vfs
-
-
-@pytest.fixture
-def fh(vfs: Vfs) -> int:
-    return vfs.create(b"/file", 0o644, os.O_RDWR, ME)
 
 
 class Held:
