@@ -86,6 +86,7 @@ class Cleaned:
     def await_turn(self) -> None:
         """Until it has cleaned up once while names change: from then on it may wait."""
         count = len(self.times)
+        self.vfs.committer._clean_until_s = 0.0  # the turn may have been before the names changed
         self.await_true(lambda: len(self.times) > count)
         time.sleep(0.2)  # There is nothing to do, so it is over by now.
 
