@@ -56,6 +56,7 @@ HELLO_TIMEOUT_S = 15.0  # half of START_TIMEOUT_S: the rest is for opening the s
 STATS_TIMEOUT_S = 2.0  # a status that is late is worth nothing.
 HOST_SILENCE_S = 8.0  # no answer from any worker of another host: the host is gone.  Before
 # WORKER_HUNG_S, because a replacement cannot be started there; 15 s are for all until it is clean.
+MPI_STALL_S = 9.0  # a heartbeat that takes longer hangs in MPI; before MASTER_SILENCE_S.
 IDLE_LOOK_S = 60.0  # who waits for work looks by himself this often: a lost wake-up costs that.
 UNMOUNT_RETRY_S = 0.05  # a busy mount is tried again so often while it has grace,
 UNMOUNT_LAZY_S = 1.0  # its users may finish for so long once it is detached,
@@ -243,6 +244,8 @@ RESERVE_SHARE = 16  # needs room, too, and half of it is for what replaces older
 CAPACITY_BYTES_MIN = 16 * MIB  # of a store: below it the reserve would be a few chunks.
 INDEX_RESERVE_BYTES = 32 * MIB  # the same on the index's disk; more than one commit needs.
 INDEX_ROW_BYTES = 1536  # what a new name takes of the index, with pages copied on the way,
+INDEX_PAGE_BYTES = 4096 + 64  # a row's page and its share of what is above it,
+INDEX_ROWS_PER_PAGE = 32  # or more, where short rows follow each other;
 INDEX_REF_BYTES = 256  # and a chunk's ref.
 KV_READERS_MAX = 4096  # read transactions open at once in one environment; 64 B each.
 KV_SPARE_TRANSACTIONS = 16  # ended read transactions that LMDB keeps for reuse.

@@ -109,8 +109,6 @@ class Index(Staged):
         return index
 
     _commit_lock: threading.Lock
-    room: IndexRoom
-    """Who makes the index grow claims room here first."""
 
     opened_generation: int = 0
     """The limit of generations at open: one above the last that was handed out before, if the

@@ -11,6 +11,7 @@ from itertools import islice
 
 from mpifs.core.checksum import Buffer
 from mpifs.core.errors import DamageError
+from mpifs.core.limits import DROP_COUNT_MAX, INDEX_ROWS_PER_PAGE
 from mpifs.core.records import ORPHANS, decode_orphan, inode_key
 from mpifs.index.inode import Inode
 from mpifs.index.inodes import Inodes
@@ -49,12 +50,17 @@ class Orphans(Inodes, Refs, Xattrs):
             if inode.reaped and ino not in self._reaping:
                 return True
             inode.reaped = True
-            rest = self.drop_refs(inode, self._reaping.pop(ino, 0))
+            first = self._reaping.pop(ino, 0)
+            chunks = max(0, -(-inode.size // inode.chunk_size) - first)
+            # Each ref goes, and comes as garbage.
+            self.room.strain(3 + 2 * min(chunks, DROP_COUNT_MAX) // INDEX_ROWS_PER_PAGE)
+            rest = self.drop_refs(inode, first)
             if rest is not None:
                 self._reaping[ino] = rest
                 return False
             for name in self._xattr_names(inode):
                 self._xattrs.put(ino, name, None)
+                self.room.strain(1)
             self._orphans.put(0, ino, None)
             self._orphan_count -= 1
             if inode.is_directory:

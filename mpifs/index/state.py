@@ -17,6 +17,7 @@ from mpifs.core.types import ChunkKey, ChunkRef, StoreEntry
 from mpifs.index.inode import Inode
 from mpifs.index.memtable import AnyTable, Table
 from mpifs.index.numbers import NumberRange
+from mpifs.index.room import IndexRoom
 from mpifs.kv import Environment
 
 
@@ -29,6 +30,9 @@ class State:
     the lock is given up; the committer drops the sealed layer with the lock held and after its
     transaction is durable.  So a reader that finds the layer gone begins a snapshot that has it.
     """
+
+    room: IndexRoom
+    """Who makes the index grow claims room here first."""
 
     def __init__(
         self,

@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 from msgspec import structs
 
+from mpifs import faultpoint
 from mpifs.core.errors import MpifsError, SilentError, StartError, StoreGoneError
 from mpifs.core.kinds import Kind
 from mpifs.core.limits import (
@@ -55,6 +56,8 @@ class Crew(Roster):
         self._pings: dict[int, Pending] = {}
         self._spares: dict[int, Pending] = {}
         self._spared_s = 0.0
+        self.ticked_s = time.monotonic()
+        """When the heartbeat came round last: it does so each HEARTBEAT_S, unless MPI hangs."""
         self.on_free: Callable[[int, int], None] = lambda store, free: None
         """Hears with each answer to a ping what the store can take: its disk may have been cleared
         by others, while nothing is written because it was full."""
@@ -143,6 +146,8 @@ class Crew(Roster):
 
     def _run(self) -> None:
         while not self._quit.is_set():
+            self.ticked_s = time.monotonic()
+            faultpoint.reach("heartbeat")
             is_asked = self._look.is_set()
             self._look.clear()
             self.tick(at_once=is_asked)

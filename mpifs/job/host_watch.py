@@ -1,6 +1,8 @@
-"""Notices that a host is gone, which MPI does not: its workers fall silent, mpiexec hangs.
+"""Notices what ends a job without MPI saying so: a host is gone, or MPI itself hangs in rank 0.
 
-Nothing of a job can go on where a host has vanished: mpiexec no longer starts or ends ranks.  So
+Where a host has vanished its workers fall silent, and mpiexec no longer starts or ends ranks.  A
+call of MPI that does not return takes every other one with it, and after MASTER_SILENCE_S the
+workers have ended themselves.  Nothing of such a job can go on.  So
 rank 0 says why and ends itself hard; its supervisor clears away what is left on this host, and
 with -o restart=N brings the volume back on the hosts that remain.  The ranks elsewhere end with
 mpiexec's daemons, or by themselves after MASTER_SILENCE_S.
@@ -14,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
-from mpifs.core.limits import HEARTBEAT_S, HOST_SILENCE_S
+from mpifs.core.limits import HEARTBEAT_S, HOST_SILENCE_S, MPI_STALL_S
 from mpifs.job.roster import SERVING, SILENT, Worker
 from mpifs.transport.endpoint import Endpoint
 
@@ -38,16 +40,21 @@ def silent_host(
 
 
 class HostWatch:
-    """A thread of rank 0; `tell(reason)` is called once, then the process ends."""
+    """A thread of rank 0; `tell(reason)` is called once, then the process ends.
+
+    `ticked` tells when the heartbeat came round last (time.monotonic).
+    """
 
     def __init__(
         self,
         ranks: Callable[[], list[Worker]],
+        ticked: Callable[[], float],
         endpoint: Endpoint,
         stop: threading.Event,
         tell: Callable[[str], None],
     ) -> None:
         self._ranks = ranks
+        self._ticked = ticked
         self._endpoint = endpoint
         self._stop = stop
         self._tell = tell
@@ -65,9 +72,15 @@ class HostWatch:
                 self._stop.wait(HOST_SILENCE_S)
                 now = time.monotonic()
             seen = now
-            host = silent_host(self._ranks(), self._endpoint.host, own_host, now)
-            if host and not self._stop.is_set():
-                reason = f"host {host} has been silent for {HOST_SILENCE_S:g} s"
-                log.error("%s: ending, because MPI cannot go on without a host", reason)
+            reason = self._reason(own_host, now)
+            if reason and not self._stop.is_set():
+                log.error("%s; ending, because MPI cannot go on", reason)
                 self._tell(f"{reason}; what was closed before it is safe")
                 os._exit(1)
+
+    def _reason(self, own_host: str, now: float) -> str:
+        """Why the job must end; or ""."""
+        if now - self._ticked() > MPI_STALL_S:
+            return f"a call of the MPI library has not returned for {MPI_STALL_S:g} s"
+        host = silent_host(self._ranks(), self._endpoint.host, own_host, now)
+        return f"host {host} has been silent for {HOST_SILENCE_S:g} s" if host else ""

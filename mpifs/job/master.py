@@ -274,7 +274,8 @@ class Master:
                 only_if=lambda state: state.get("job") == job,
             )
 
-        HostWatch(self.crew.everyone, endpoint, self._stop, tell).start()
+        crew = self.crew
+        HostWatch(crew.everyone, lambda: crew.ticked_s, endpoint, self._stop, tell).start()
 
     def _await_unmount(self) -> None:
         assert self._mount is not None

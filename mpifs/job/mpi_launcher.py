@@ -28,6 +28,10 @@ _TUNING = {
     "OMPI_MCA_btl_sm_eager_limit": "24576",
     # Its tests of a message do not give the processor away: mpifs's own loops do so, and sleep.
     "OMPI_MCA_mpi_yield_when_idle": "0",
+    # All of its defaults but `put`: when a peer dies while a long message is put, the end of the
+    # connection calls into itself with its lock held, and every later call of MPI waits for ever
+    # (pml_ob1_sendreq.c, put_completion -> send_fin; seen at every tenth death of a replaced rank).
+    "OMPI_MCA_btl_tcp_flags": "send,inplace,need-ack,need-csum,hetero-rdma",
 }
 """Open MPI's settings for the ranks, unless the user has set them."""
 MALLOC_VARIABLE = "GLIBC_TUNABLES"

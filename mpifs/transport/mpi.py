@@ -10,9 +10,9 @@ Importing this file loads no MPI library; `connect` does, and starts it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
-import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,13 @@ from mpifs.core.checksum import Buffer
 from mpifs.core.errors import MpifsError, PeerDeadError, ProtocolError, StartError
 from mpifs.transport.bell import Bells, SocketBell
 from mpifs.transport.endpoint import PROBE_COUNT, Incoming, Operation, is_request_tag
+from mpifs.transport.mpi_operations import (
+    GuardedReceive,
+    GuardedSend,
+    MpiIncoming,
+    MpiOperation,
+    MpiReceive,
+)
 from mpifs.transport.world import Link, Spawner, World, attach, join
 
 if TYPE_CHECKING:
@@ -31,9 +38,6 @@ _LAUNCHER_VARIABLES = (
     "PMI_SIZE",  # MPICH's and Intel's mpiexec, srun --mpi=pmi2
     "PMI_RANK",
 )
-
-_CANCEL_S = 0.005
-"""A cancelled receive that is not just coming in is over in microseconds."""
 
 
 def is_launched() -> bool:
@@ -103,105 +107,15 @@ def connect(replaced: tuple[int, int] | None = None) -> MpiEndpoint:
     return MpiEndpoint(mpi, bells, attach(mpi, parent, *replaced, bells.server.address))
 
 
-class MpiOperation:
-    """A send: a request of MPI with the rank at its other end and the link it goes over."""
-
-    __slots__ = ("_endpoint", "_link", "_peer", "_request")
-    received = 0
-
-    def __init__(self, endpoint: MpiEndpoint, request: MPI.Request, peer: int, link: Link) -> None:
-        self._endpoint = endpoint
-        self._request = request
-        self._peer = peer
-        self._link = link
-
-    def test(self) -> bool:
-        """See endpoint.Operation."""
-        try:
-            return self._request.Test()
-        except self._endpoint.Exception as error:
-            raise self._endpoint.translated(error, self._peer, self._link) from None
-
-    def cancel(self) -> bool:
-        """See endpoint.Operation.  A send is never cancelled: MPI-4 withdrew that."""
-        try:
-            return self.test()
-        except MpifsError:
-            return True
-
-
-class MpiReceive(MpiOperation):
-    """A receive; its status tells how much has come."""
-
-    __slots__ = ("_status", "is_done", "received")
-
-    def __init__(
-        self,
-        endpoint: MpiEndpoint,
-        request: MPI.Request,
-        peer: int,
-        link: Link,
-        status: MPI.Status,
-    ) -> None:
-        self._endpoint = endpoint  # not by super(): there is one for each request.
-        self._request = request
-        self._peer = peer
-        self._link = link
-        self._status = status
-        self.is_done = False
-        self.received = 0
-
-    def test(self) -> bool:
-        """See endpoint.Operation.  A second test would find a null request and an empty status."""
-        if self.is_done:
-            return True
-        try:
-            self.is_done = self._request.Test(self._status)
-        except self._endpoint.Exception as error:
-            self.is_done = True
-            raise self._endpoint.translated(error, self._peer, self._link) from None
-        if self.is_done:
-            self.received = 0 if self._status.Is_cancelled() else self._status.count
-        return self.is_done
-
-    def cancel(self) -> bool:
-        """See endpoint.Operation."""
-        try:
-            if self.test():
-                return True
-            self._request.Cancel()
-            deadline = time.monotonic() + _CANCEL_S
-            while not self.test():
-                if time.monotonic() > deadline:
-                    return False
-        except (MpifsError, self._endpoint.Exception):
-            return True
-        return True
-
-
-class MpiIncoming:
-    """A matched message."""
-
-    __slots__ = ("_endpoint", "_message", "size", "source", "tag")
-
-    def __init__(self, endpoint: MpiEndpoint, message: MPI.Message, status: MPI.Status) -> None:
-        self._endpoint = endpoint
-        self._message = message
-        self.source = status.source
-        self.tag = status.tag
-        self.size = status.count
-
-    def receive(self, into: bytearray | memoryview) -> None:
-        """See endpoint.Incoming."""
-        try:
-            self._message.Recv(into)
-        except self._endpoint.Exception as error:
-            raise self._endpoint.translated(error, self.source, None) from None
-
-
 class MpiEndpoint:
     """See endpoint.Endpoint.  `_links` (by rank) is changed by single assignments, in rank 0 by the
-    thread that replaces that rank; `_lock` is for the library's knowledge of deaths."""
+    thread that replaces that rank; `_lock` is for the library's knowledge of deaths.
+
+    From the first link over TCP on one thread at a time calls MPI, with `guard` held: in Open MPI 5
+    a thread that sends to a process that has just died waits, with the connection's lock, for
+    another one that is receiving from it, and that one waits for the lock (btl_tcp_endpoint.c,
+    endpoint_close -> event_del).  Spawning takes seconds and is not guarded.
+    """
 
     def __init__(self, mpi: Any, bells: Bells, world: World) -> None:
         self._mpi = mpi
@@ -222,6 +136,18 @@ class MpiEndpoint:
         self._lives: list[int] = []
         """Numbers of the links made since the start, those that failed included."""
         self._is_original = world.probe_tags == (mpi.ANY_TAG,)
+        self.guard: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+        self._send_type, self._receive_type = MpiOperation, MpiReceive
+        if self.can_replace and not (self._is_original and all(k.is_near for k in self._links)):
+            self._use_guard()
+            for link in self._links:
+                if not (self._is_original and link.is_near):
+                    link.watch()
+
+    def _use_guard(self) -> None:
+        if self._send_type is MpiOperation:
+            self.guard = threading.RLock()
+            self._send_type, self._receive_type = GuardedSend, GuardedReceive
 
     @property
     def size(self) -> int:
@@ -235,9 +161,13 @@ class MpiEndpoint:
         if link.is_cut or communicator is None:
             raise PeerDeadError(dest, "its process has died")
         try:
-            return MpiOperation(self, communicator.Isend(data, link.rank, tag), dest, link)
+            with self.guard:
+                if link.has_died():
+                    raise PeerDeadError(dest, "its process has died")
+                request = communicator.Isend(data, link.rank, tag)
         except self.Exception as error:
             raise self.translated(error, dest, link) from None
+        return self._send_type(self, request, dest, link)
 
     def irecv(self, source: int, tag: int, into: bytearray | memoryview) -> Operation:
         """See endpoint.Endpoint."""
@@ -245,10 +175,11 @@ class MpiEndpoint:
         if link.is_cut or link.replies is None:
             raise PeerDeadError(source, "its process has died")
         try:
-            request = link.replies.Irecv(into, link.rank, tag)
+            with self.guard:
+                request = link.replies.Irecv(into, link.rank, tag)
         except self.Exception as error:
             raise self.translated(error, source, link) from None
-        return MpiReceive(self, request, source, link, self._mpi.Status())
+        return self._receive_type(self, request, source, link, self._mpi.Status())
 
     def probe(self) -> Incoming | None:
         """See endpoint.Endpoint."""
@@ -256,7 +187,8 @@ class MpiEndpoint:
         try:
             for _ in range(PROBE_COUNT):
                 for tag in self._probe_tags:
-                    message = self._requests.Improbe(tag=tag, status=status)
+                    with self.guard:
+                        message = self._requests.Improbe(tag=tag, status=status)
                     if message is not None:
                         return MpiIncoming(self, message, status)
         except self.Exception as error:
@@ -271,7 +203,7 @@ class MpiEndpoint:
         if not self._is_original:  # there is nobody but rank 0.
             self._links[0].is_cut = True
             return
-        with self._lock:
+        with self._lock, self.guard:
             try:
                 self._requests.Ack_failed()
                 failed = self._requests.Get_failed()
@@ -342,9 +274,13 @@ class MpiEndpoint:
         self, rank: int, program: Sequence[str], host: str, is_doomed: Callable[[], bool]
     ) -> None:
         """See endpoint.Endpoint."""
+        self._use_guard()
         life = max(self._lives, default=0) + 1
         self._lives.append(life)
-        link = self._spawner.spawn(program, host, life, self._bells.server.address, is_doomed)
+        bell = self._bells.server.address
+        link = self._spawner.spawn(program, host, life, bell, is_doomed, self.guard)
+        with self.guard:
+            link.watch()
         if rank == len(self._links):
             self._links.append(link)
         else:
@@ -362,4 +298,6 @@ class MpiEndpoint:
         if not self._is_original or self.dead() or any(link.life for link in self._links):
             return
         if not self._mpi.Is_finalized():
+            for link in self._links:
+                link.unwatch()
             self._mpi.Finalize()

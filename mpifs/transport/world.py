@@ -12,6 +12,7 @@ communicator: a replacement probes for the tags of requests only.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
@@ -34,6 +35,9 @@ _PEER = struct.Struct("<128s256s16s")
 _TAG_PEER = 3
 """Of that message between rank 0 and a replacement."""
 
+_TAG_WATCH = 4
+"""Nobody sends it: a receive of it ends when its source has died."""
+
 _NOBODY = b""
 _LOOK_S = 0.05  # how soon it is seen that a new rank died while it started.
 
@@ -41,7 +45,17 @@ _LOOK_S = 0.05  # how soon it is seen that a new rank died while it started.
 class Link:
     """The way to one rank's present process.  `is_cut` is set once, by any thread."""
 
-    __slots__ = ("bell", "host", "is_cut", "is_near", "life", "rank", "replies", "requests")
+    __slots__ = (
+        "_watch",
+        "bell",
+        "host",
+        "is_cut",
+        "is_near",
+        "life",
+        "rank",
+        "replies",
+        "requests",
+    )
 
     def __init__(
         self,
@@ -63,6 +77,30 @@ class Link:
         self.is_cut = requests is None
         self.life = life
         """How many processes this rank has had before; what an older one was asked is void."""
+        self._watch: Any = None
+
+    def watch(self) -> None:
+        """Before each send over this link the library is asked whether the other side has died.
+
+        Over TCP that has to be known.  When a connection breaks, Open MPI 5 takes its transport off
+        the list of the peer's, and the second send after that reads behind the end of the list and
+        crashes (ompi/mca/bml/bml.h, btl_array_get_next with arr_size 0).  It notes the death in the
+        same call in which it finds the connection broken.
+        """
+        if self.replies is not None:
+            self._watch = self.replies.Irecv(bytearray(1), self.rank, _TAG_WATCH)
+
+    def has_died(self) -> bool:
+        """Whether the other side is known to have died; the first time the library's exception says
+        so.  Requires: the endpoint's guard is held."""
+        return self._watch is not None and self._watch.Test()
+
+    def unwatch(self) -> None:
+        """Before the library's end."""
+        if self._watch is not None:
+            self._watch.Cancel()
+            self._watch.Wait()
+            self._watch = None
 
 
 class World(NamedTuple):
@@ -99,7 +137,7 @@ def attach(mpi: Any, parent: Comm, rank: int, size: int, bell: bytes) -> World:
     Raises StartError when rank 0 does not answer in time.
     """
     parent.Set_errhandler(mpi.ERRORS_RETURN)
-    row = _meet(mpi, parent, bell)
+    row = _meet(mpi, parent, bell, contextlib.nullcontext())
     here = place()
     links = [Link(None, None, other, _NOBODY, here) for other in range(size)]
     links[0] = Link(parent, parent, 0, row, here)
@@ -108,14 +146,20 @@ def attach(mpi: Any, parent: Comm, rank: int, size: int, bell: bytes) -> World:
     return World(rank, links, parent, (TAG_CONTROL, TAG_METADATA))
 
 
-def _meet(mpi: Any, communicator: Comm, bell: bytes) -> bytes:
+def _meet(
+    mpi: Any, communicator: Comm, bell: bytes, guard: contextlib.AbstractContextManager[object]
+) -> bytes:
     """Exchanges rows with the one process at the other side."""
     row = bytearray(_PEER.size)
     try:
-        sending = communicator.Isend(_own_row(bell), 0, _TAG_PEER)
-        coming = communicator.Irecv(row, 0, _TAG_PEER)
+        with guard:
+            sending = communicator.Isend(_own_row(bell), 0, _TAG_PEER)
+            coming = communicator.Irecv(row, 0, _TAG_PEER)
         deadline = time.monotonic() + JOIN_TIMEOUT_S
-        while not (coming.Test() and sending.Test()):
+        while True:
+            with guard:
+                if coming.Test() and sending.Test():
+                    break
             if time.monotonic() > deadline:
                 raise StartError("the other side of a new rank does not answer")
             time.sleep(NO_BELL_SLEEP_S)
@@ -139,8 +183,9 @@ class Spawner:
         life: int,
         bell: bytes,
         is_doomed: Callable[[], bool],
+        guard: contextlib.AbstractContextManager[object],
     ) -> Link:
-        """Starts `program` on `host` ("" = here) and meets it.
+        """Starts `program` on `host` ("" = here) and meets it; short calls with `guard` held.
 
         Raises StartError: the library refuses, or the new process is not there by
         JOIN_TIMEOUT_S or, as `is_doomed` says, never will be.  The thread that waits in the
@@ -153,7 +198,7 @@ class Spawner:
 
         def work() -> None:
             try:
-                found.append(self._spawn(list(program), host, life, bell, given_up))
+                found.append(self._spawn(list(program), host, life, bell, given_up, guard))
             except StartError as error:
                 found.append(error)
             is_over.set()
@@ -171,7 +216,13 @@ class Spawner:
         return found[0]
 
     def _spawn(
-        self, program: list[str], host: str, life: int, bell: bytes, given_up: threading.Event
+        self,
+        program: list[str],
+        host: str,
+        life: int,
+        bell: bytes,
+        given_up: threading.Event,
+        guard: contextlib.AbstractContextManager[object],
     ) -> Link:
         mpi = self._mpi
         try:
@@ -189,5 +240,5 @@ class Spawner:
             raise StartError(f"MPI starts no new rank: {error.Get_error_string()}") from None
         if given_up.is_set():
             raise StartError("too late")
-        row = _meet(mpi, child, bell)
+        row = _meet(mpi, child, bell, guard)
         return Link(child, child, 0, row, place(), life)

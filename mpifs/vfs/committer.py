@@ -25,6 +25,7 @@ from mpifs.core.limits import (
     CLEAN_ROUNDS_MAX,
     DIRTY_AGE_MAX_S,
     IDLE_LOOK_S,
+    INDEX_ROWS_PER_PAGE,
     REQUEST_TIMEOUT_S,
     SETTLE_LOOK_S,
 )
@@ -36,6 +37,9 @@ from mpifs.vfs.file_data import FileData
 from mpifs.vfs.writeback import WriteBack
 
 log = logging.getLogger(__name__)
+
+_REMOVAL_ROWS = 4
+"""A name that goes changes its row, its inode, its directory and perhaps the list of orphans."""
 
 
 class Committer:
@@ -200,8 +204,9 @@ class Committer:
         return isinstance(self.error, FullError) or self._index.room.is_full
 
     def after_removal(self) -> None:
-        """On a nearly full disk many removals in one commit might not fit: then each is its own."""
-        if self._index.room.is_tight:
+        """A name was taken away: on a nearly full disk not too many may go in one commit."""
+        self._index.room.strain(_REMOVAL_ROWS)
+        if self._index.room.is_strained:
             with contextlib.suppress(FullError):  # it is tried again, with what comes then
                 self.commit()
 
@@ -226,12 +231,15 @@ class Committer:
             purged = self._purge()
             if purged:
                 faultpoint.reach("garbage.reaped")
+            if self._index.room.is_strained:
+                return True
             garbage = self._index.garbage(BATCH_COUNT_MAX * 4)
             gone = self._reclaim.delete(garbage) if garbage else []
             if gone:
                 faultpoint.reach("garbage.deleted")
                 with self._index.lock:
                     self._index.forget_garbage(gone)
+                self._index.room.strain(len(gone) // INDEX_ROWS_PER_PAGE)
             return bool(purged or gone)
 
     def _purge(self) -> bool:
@@ -247,6 +255,8 @@ class Committer:
                 if not inode.nlink and not inode.pins:
                     self._index.reap(inode)
                     reaped = True
+                    if self._index.room.is_strained:
+                        break
             self._orphan = listed[-1] if len(listed) == BATCH_COUNT_MAX and not reaped else 0
         return reaped
 

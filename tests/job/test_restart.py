@@ -11,9 +11,11 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
+from mpifs.core.limits import HEARTBEAT_S, MPI_STALL_S
 from mpifs.job import state as job_state
 from mpifs.job.mounts import mount_at
 from mpifs.job.options import parse_options
@@ -65,6 +67,27 @@ def test_the_volume_comes_back_as_often_as_allowed() -> None:
         assert "restarted 2 of 2 times" in after["reason"]
         vol.mount()
         assert (vol.mountpoint / "file").read_bytes() == CONTENT
+        assert mpifs("umount", str(vol.mountpoint)).returncode == 0
+
+
+def test_a_call_of_mpi_that_does_not_return(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Rank 0 ends itself, and the volume comes back: nobody waits for ever."""
+    armed = tmp_path / "armed"
+    monkeypatch.setenv("MPIFS_FAULT", "heartbeat:1:hang")
+    monkeypatch.setenv("MPIFS_FAULT_ARMED", str(armed))
+    with volume() as vol:
+        vol.mount("-w", "2", "-o", "restart=1")
+        vol.put("file", CONTENT)
+        rank0 = pid_of(vol.state(), "rank0")
+        armed.touch()
+        time.sleep(3 * HEARTBEAT_S)
+        armed.unlink()
+        vol.await_that(_serves(vol, rank0), MPI_STALL_S + 2 * BACK_S)
+        assert "a call of the MPI library has not returned" in vol.log(), vol.log()
+        shown = mpifs("status", str(vol.mountpoint)).stdout
+        assert "restarts 1, the last one because a call of the MPI library has not" in shown
         assert mpifs("umount", str(vol.mountpoint)).returncode == 0
 
 

@@ -227,6 +227,46 @@ def test_a_replacement_dies_while_starting(
     assert (tmp_path / "struck").exists()
 
 
+def test_replaced_workers_die_again_amid_large_writes(one: Volume) -> None:
+    """Open MPI's connections to them are over TCP, and hung or crashed rank 0 at every tenth of
+    these deaths, with whatever long message was on its way."""
+    seed = random.randrange(2**31)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    one.mount("-w", "3")
+    data = os.urandom(100 << 20)
+    is_over = threading.Event()
+    errors: list[OSError] = []
+
+    def write(path: Path) -> None:
+        try:
+            while not is_over.is_set():
+                path.write_bytes(data)
+        except OSError as error:
+            errors.append(error)
+
+    paths = [one.mountpoint / name for name in ("one", "other")]
+    threads = [threading.Thread(target=write, args=(path,), daemon=True) for path in paths]
+    for thread in threads:
+        thread.start()
+    killed = 0
+    until = time.monotonic() + 25
+    while time.monotonic() < until and not errors:
+        for row in workers(one):
+            if row["state"] == "serving" and chance.random() < 0.7:
+                killed += len(kill(one, row["id"]))
+        time.sleep(chance.uniform(0.3, 1.5))
+    is_over.set()
+    for thread in threads:
+        thread.join(60)
+    assert not errors
+    assert not any(thread.is_alive() for thread in threads)
+    assert killed > 3
+    await_serving(one, set())
+    assert all(cold(path) == data for path in paths)
+    assert mpifs("umount", str(one.mountpoint)).returncode == 0, one.log()
+
+
 @pytest.mark.parametrize("when", [0.0, 0.3])
 def test_a_kill_amid_umount(one: Volume, when: float) -> None:
     one.mount("-w", "2", *SMALL)

@@ -183,8 +183,11 @@ def check_full_index(one: Volume) -> None:
     with opened(names[0]) as fd:  # small and of an existing file, so it has its reserve
         os.write(fd, b"text")
     assert os.getxattr(names[1], "user.a") == value
+    held = [os.open(path, os.O_RDONLY) for path in names[::2]]
     for path in names[::2]:
         path.unlink()
+    for fd in held:  # now all of them go at once, and their rows with them
+        os.close(fd)
     poll(lambda: free_bytes(one) > 8 * MIB, 15, "room on the index's disk")
     write_file(one / "later", b"text")
     for path in names[1::2]:
