@@ -30,6 +30,7 @@ ARGS_BYTES_MAX = 64 * KIB  # control messages (tables of stores, listings) stay 
 INLINE_BYTES_MAX = 16 * KIB  # bodies up to here travel in the header message: one message less.
 BODY_BYTES_MAX = CHUNK_BYTES_MAX + MIB  # a chunk with its header, or a batch; else it is refused.
 BATCH_BYTES_MAX = 4 * MIB  # small chunks packed into one PUT: amortises the round trip.
+FLUSH_COUNT = 256  # chunks of small files handed over at once: more would leave the workers idle.
 BATCH_COUNT_MAX = 1024  # chunks in one PUT or keys in one DELETE.
 SLOT_COUNT_MAX = 4096  # requests under way at once from one rank; tags stay far below MPI_TAG_UB.
 

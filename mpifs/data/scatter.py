@@ -107,7 +107,7 @@ class Scatter:
         self._bytes = 0
         self._address = b""
         self._is_ready = threading.Event()
-        self._is_closing = False
+        self._is_closing = self._is_asleep = False
         self._thread = threading.Thread(target=self._run, name="scatter", daemon=True)
         self._thread.start()
         self._is_ready.wait(REQUEST_TIMEOUT_S)
@@ -116,13 +116,17 @@ class Scatter:
         """Queues a chunk; its buffer is the scatter thread's until `done` was called."""
         faultpoint.reach("chunk.frozen")
         self._queue.append(item)
-        self._endpoint.ring(self._endpoint.rank, self._address)
+        self._wake()
 
     def submit_many(self, items: list[Outgoing]) -> None:
         """As `submit`, with one wake-up: small chunks of one call travel in few messages."""
         faultpoint.reach("chunk.frozen")
         self._queue.extend(items)
-        self._endpoint.ring(self._endpoint.rank, self._address)
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._is_asleep:  # it looks at the queue once more after it has said so.
+            self._endpoint.ring(self._endpoint.rank, self._address)
 
     def close(self) -> None:
         """Ends the thread once everything submitted is done."""
@@ -141,7 +145,10 @@ class Scatter:
                 continue
             if not self._under_way and not self._queue and self._is_closing:
                 return
-            bell.wait(0.0005 if self._under_way else BELL_TIMEOUT_S * 10)
+            self._is_asleep = True
+            if not self._queue or self._under_way:
+                bell.wait(0.0005 if self._under_way else BELL_TIMEOUT_S * 10)
+            self._is_asleep = False
 
     def _start_queued(self) -> bool:
         if not self._queue or not self._has_room():

@@ -140,8 +140,7 @@ class Committer:
             while self._barrier:
                 waiting.append(self._barrier.popitem()[1])
             try:
-                for data in waiting:
-                    self._writeback.flush(data)
+                self._writeback.flush(*waiting)
                 for data in waiting:
                     self._writeback.wait(data)
                 faultpoint.reach("commit.barrier")
@@ -163,8 +162,7 @@ class Committer:
     def flush_all(self) -> None:
         """Sends everything dirty and waits for it."""
         waiting = list(self._writeback.files.values())
-        for data in waiting:
-            self._writeback.flush(data)
+        self._writeback.flush(*waiting)
         for data in waiting:
             self._writeback.wait(data)
 
@@ -214,9 +212,8 @@ class Committer:
         """Write-back is at its bound (`is_full` false), or the stores are."""
         if not is_full:
             self._wake.set()
-            for data in list(self._writeback.files.values()):
-                if not data.in_flight:
-                    self._writeback.flush(data)
+            idle = [data for data in list(self._writeback.files.values()) if not data.in_flight]
+            self._writeback.flush(*idle)
             return
         self.sync()
         self.clean_up()
@@ -281,8 +278,7 @@ class Committer:
         """Flushes what is due, commits, cleans up; asks for another tick if anything is left."""
         now = time.monotonic()
         due = [data for data in list(self._writeback.files.values()) if self._is_due(data, now)]
-        for data in due:
-            self._writeback.flush(data)
+        self._writeback.flush(*due)
         for data in due:
             try:
                 self._writeback.wait(data)

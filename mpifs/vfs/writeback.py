@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 
 from mpifs.core.errors import FullError, MpifsError, SilentError
 from mpifs.core.layout import extents
-from mpifs.core.limits import RECOVERY_S, REQUEST_TIMEOUT_S, SMALL_FILE_BYTES_MAX
+from mpifs.core.limits import FLUSH_COUNT, RECOVERY_S, REQUEST_TIMEOUT_S, SMALL_FILE_BYTES_MAX
 from mpifs.core.placement import place
 from mpifs.core.types import ChunkKey, ChunkRef
 from mpifs.data.scatter import Outgoing, Scatter
@@ -156,6 +156,10 @@ class WriteBack(DirtyChunks):
 
         Requires: data.lock is held.
         """
+        self._scatter.submit_many(self._frozen(data, buffers))
+
+    def _frozen(self, data: FileData, buffers: Iterable[ChunkBuffer]) -> list[Outgoing]:
+        """As `submit`, but the caller sends them, with or without the lock."""
         inode = data.inode
         chosen = {buffer.chunk: buffer for buffer in buffers}
         grown = inode.stable_size // inode.chunk_size
@@ -180,7 +184,7 @@ class WriteBack(DirtyChunks):
                 self._settle(data)
                 continue
             outgoing.append(self._freeze(data, buffer))
-        self._scatter.submit_many(outgoing)
+        return outgoing
 
     def _freeze(self, data: FileData, buffer: ChunkBuffer) -> Outgoing:
         inode = data.inode
@@ -282,11 +286,20 @@ class WriteBack(DirtyChunks):
             self._index.unpin(data.inode)
             data.detach_if_idle()
 
-    def flush(self, data: FileData) -> None:
-        """Starts sending everything dirty of a file."""
-        with data.lock:
-            if data.dirty:
-                self.submit(data, list(data.dirty.values()))
+    def flush(self, *files: FileData) -> None:
+        """Starts sending everything dirty of the files; of many small ones in few messages."""
+        outgoing: list[Outgoing] = []
+        try:
+            for data in files:
+                with data.lock:
+                    if data.dirty:
+                        outgoing += self._frozen(data, list(data.dirty.values()))
+                if len(outgoing) >= FLUSH_COUNT:
+                    outgoing, full = [], outgoing
+                    self._scatter.submit_many(full)
+        finally:
+            if outgoing:
+                self._scatter.submit_many(outgoing)
 
     def wait(self, data: FileData) -> None:
         """Waits until nothing of the file is on its way.  Raises MpifsError at the deadline."""
