@@ -17,23 +17,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mpifs.core.errors import StartError
+from mpifs.core.mpi_settings import OPEN_MPI
 
 OPENMPI = "openmpi"
 MPICH = "mpich"
 MPI_VARIABLE = "MPIFS_MPI"
 _LIBRARIES = {OPENMPI: ("libmpi.so.40", "libmpi.so"), MPICH: ("libmpi.so.12", "libmpich.so.12")}
-_TUNING = {
-    # A header message with 16 KiB of body and the block sums of a 1 MiB chunk goes at once; above
-    # 4 KiB, its default, the receiver must answer before the rest comes: 10 % of a random read.
-    "OMPI_MCA_btl_sm_eager_limit": "24576",
-    # Its tests of a message do not give the processor away: mpifs's own loops do so, and sleep.
-    "OMPI_MCA_mpi_yield_when_idle": "0",
-    # All of its defaults but `put`: when a peer dies while a long message is put, the end of the
-    # connection calls into itself with its lock held, and every later call of MPI waits for ever
-    # (pml_ob1_sendreq.c, put_completion -> send_fin; seen at every tenth death of a replaced rank).
-    "OMPI_MCA_btl_tcp_flags": "send,inplace,need-ack,need-csum,hetero-rdma",
-}
-"""Open MPI's settings for the ranks, unless the user has set them."""
 MALLOC_VARIABLE = "GLIBC_TUNABLES"
 _HUGE_PAGES = "glibc.malloc.hugetlb=1"
 """Chunks' buffers lie in huge pages, where the kernel has them (glibc 2.35 and later asks, others
@@ -69,7 +58,7 @@ class MpiLauncher:
         if "HOME" not in env:  # Open MPI refuses to start without one.
             env["HOME"] = _home()
         if self.kind == OPENMPI:
-            for name, value in _TUNING.items():
+            for name, value in OPEN_MPI.items():
                 env.setdefault(name, value)
         if self.kind == OPENMPI and os.geteuid() == 0:
             env["OMPI_ALLOW_RUN_AS_ROOT"] = env["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] = "1"

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from mpifs.core.checksum import Buffer
 from mpifs.core.errors import MpifsError, PeerDeadError, ProtocolError, StartError
+from mpifs.core.mpi_settings import OPEN_MPI
 from mpifs.transport.bell import Bells, SocketBell
 from mpifs.transport.endpoint import PROBE_COUNT, Incoming, Operation, is_request_tag
 from mpifs.transport.mpi_operations import (
@@ -93,6 +94,8 @@ def connect(replaced: tuple[int, int] | None = None) -> MpiEndpoint:
     """
     mpi = _load()
     if not mpi.Is_initialized():
+        for name, value in OPEN_MPI.items():
+            os.environ.setdefault(name, value)
         mpi.Init_thread(mpi.THREAD_MULTIPLE)
     if mpi.Query_thread() < mpi.THREAD_MULTIPLE:
         raise StartError("this MPI library was built without MPI_THREAD_MULTIPLE; use another")
