@@ -6,6 +6,8 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from mpifs.core.buffers import BufferPool
+from mpifs.core.image import IMAGE_HEADER_BYTES
 from mpifs.core.limits import (
     CACHE_BYTES_MAX,
     COMMIT_INTERVAL_S,
@@ -25,6 +27,7 @@ from mpifs.transport.client import Client
 from mpifs.transport.endpoint import Endpoint
 from mpifs.vfs.cache import ChunkCache
 from mpifs.vfs.committer import Committer
+from mpifs.vfs.dirty_memory import DirtyMemory
 from mpifs.vfs.facade import Vfs
 from mpifs.vfs.reader import Reader
 from mpifs.vfs.small_ahead import SmallAhead
@@ -75,7 +78,9 @@ def build_vfs(
     scatter = Scatter(endpoint, client, stores.rank_of, kind, space.told)
     gather = Gather(client, stores, kind, found_damage)
     parts = Parts(client, stores, kind, found_damage)
-    cache = ChunkCache(gather.fetch, parts, options.cache_bytes_max)
+    pool_bytes = options.dirty_bytes_max + options.cache_bytes_max // 4
+    pool = BufferPool(IMAGE_HEADER_BYTES, pool_bytes)
+    cache = ChunkCache(gather.fetch, parts, options.cache_bytes_max, pool)
     ahead = min(READAHEAD_BYTES_MAX, options.cache_bytes_max // 8)
     small_ahead = SmallAhead(index, cache, gather.fetch_many)
     reader = Reader(index, cache, small_ahead, READAHEAD_THREADS, ahead)
@@ -90,15 +95,8 @@ def build_vfs(
         reader,
         space,
         stores,
-        options.dirty_bytes_max,
+        DirtyMemory(options.dirty_bytes_max, pool),
         committer.kick,
         committer.make_room,
     )
-    return Vfs(
-        index,
-        scatter,
-        reader,
-        writeback,
-        committer,
-        noatime=options.noatime,
-    )
+    return Vfs(index, scatter, reader, writeback, committer, noatime=options.noatime)

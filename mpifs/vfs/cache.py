@@ -18,6 +18,8 @@ from mpifs.core.image import IMAGE_HEADER_BYTES
 from mpifs.core.limits import PART_HOT_COUNT, PART_WINDOW_COUNT, REQUEST_TIMEOUT_S
 from mpifs.core.types import ChunkKey, ChunkRef
 
+_SMALLEST = 4096  # no buffer of the pool is smaller.
+
 
 class _Entry:
     """A chunk in the cache; `payload` is None while it is being fetched, until `ready` is set."""
@@ -96,7 +98,8 @@ class _Heat:
 class ChunkCache:
     """Bounded by `bytes_max`; least recently used chunks leave first.  Any thread may call.
 
-    `fetch` brings a whole chunk, `parts` a part of one.
+    `fetch` brings a whole chunk, `parts` a part of one; buffers are `pool`'s, each with room for a
+    header before the payload.
     `lock` guards the table, the byte count and every entry's `users`.
     """
 
@@ -105,6 +108,7 @@ class ChunkCache:
         fetch: Callable[[ChunkKey, ChunkRef, bytearray], memoryview],
         parts: PartSource,
         bytes_max: int,
+        pool: BufferPool,
     ) -> None:
         self._fetch = fetch
         self._parts = parts
@@ -112,7 +116,7 @@ class ChunkCache:
         self._bytes_max = bytes_max
         self._lock = threading.Lock()
         self._entries: OrderedDict[ChunkKey, _Entry] = OrderedDict()
-        self._pool = BufferPool(IMAGE_HEADER_BYTES, bytes_max // 4)
+        self._pool = pool
         self.bytes_used = 0
         self.hits = 0
         self.misses = 0
@@ -158,15 +162,28 @@ class ChunkCache:
 
     def put(self, key: ChunkKey, payload: memoryview) -> None:
         """Copies in what was fetched, and verified, otherwise; nothing if it is here already."""
-        end = IMAGE_HEADER_BYTES + len(payload)
-        entry = _Entry(self._pool.take(len(payload)), None)
-        entry.payload = memoryview(entry.buffer)[IMAGE_HEADER_BYTES:end]
-        entry.payload[:] = payload
+        buffer = self._pool.take(len(payload))
+        memoryview(buffer)[IMAGE_HEADER_BYTES : IMAGE_HEADER_BYTES + len(payload)] = payload
+        self._keep(key, buffer, len(payload))
+
+    def adopt(self, key: ChunkKey, buffer: bytearray, length: int) -> bool:
+        """As `put` of the `length` bytes behind the header in a buffer of the pool.  True: it is
+        the cache's now; False: it is much too large and was copied."""
+        if len(buffer) > max(_SMALLEST, 2 * length) + IMAGE_HEADER_BYTES:
+            start = IMAGE_HEADER_BYTES
+            self.put(key, memoryview(buffer)[start : start + length])
+            return False
+        self._keep(key, buffer, length)
+        return True
+
+    def _keep(self, key: ChunkKey, buffer: bytearray, length: int) -> None:
+        entry = _Entry(buffer, None)
         entry.users = 0
+        entry.payload = memoryview(buffer)[IMAGE_HEADER_BYTES : IMAGE_HEADER_BYTES + length]
         with self._lock:
             if key not in self._entries:
                 self._entries[key] = entry
-                self.bytes_used += len(entry.buffer)
+                self.bytes_used += len(buffer)
                 self._shrink(key)
 
     def prefetch(self, key: ChunkKey, ref: ChunkRef) -> None:

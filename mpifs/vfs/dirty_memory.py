@@ -30,13 +30,17 @@ def buffer_bytes(chunk_size: int) -> int:
 
 
 class DirtyMemory:
-    """Buffers of dirty and in-flight chunks.  `_room` guards `bytes_used`; any thread may call."""
+    """Buffers of dirty and in-flight chunks, from `pool` (whose extra room is a header's).
 
-    def __init__(self, bytes_max: int) -> None:
+    `_room` guards `bytes_used` and `_waiting`; any thread may call.
+    """
+
+    def __init__(self, bytes_max: int, pool: BufferPool) -> None:
         self.bytes_max = bytes_max
         self.bytes_used = 0
         self._room = threading.Condition()
-        self._pool = BufferPool(IMAGE_HEADER_BYTES, bytes_max)
+        self._waiting = 0
+        self._pool = pool
 
     def take(self, capacity: int) -> bytearray:
         """A buffer with room for a header and `capacity` bytes of payload; never waits."""
@@ -46,10 +50,12 @@ class DirtyMemory:
         return buffer
 
     def give(self, buffer: bytearray, keep: bool = True) -> None:
-        """Takes a buffer back; after a failed send MPI may still read it, then it is not reused."""
+        """Takes a buffer back.  Without `keep` it is not reused: somebody else has it now, or MPI
+        may still read it after a send that failed."""
         with self._room:
             self.bytes_used -= len(buffer)
-            self._room.notify_all()
+            if self._waiting:
+                self._room.notify_all()
         if keep:
             self._pool.give(buffer)
 
@@ -66,6 +72,8 @@ class DirtyMemory:
             flush()
             with self._room:
                 if self.bytes_used and self.bytes_used + size > self.bytes_max:
+                    self._waiting += 1
                     self._room.wait(0.5)
+                    self._waiting -= 1
             if time.monotonic() > deadline:
                 raise MpifsError("workers do not take data: write-back is stuck")

@@ -48,11 +48,11 @@ class WriteBack(DirtyChunks):
         reader: Reader,
         space: Space,
         stores: Stores,
-        dirty_bytes_max: int,
+        memory: DirtyMemory,
         on_dirty: Callable[[], None],
         make_room: Callable[[bool], None],
     ) -> None:
-        super().__init__(index, DirtyMemory(dirty_bytes_max), on_dirty)
+        super().__init__(index, memory, on_dirty)
         self._scatter = scatter
         self._reader = reader
         self.space = space
@@ -238,7 +238,8 @@ class WriteBack(DirtyChunks):
         follower = data.dirty.get(buffer.chunk)
         if follower is not None and follower.base is buffer:
             follower.fill(buffer.view(0, buffer.length))
-        if item.error is None:
+        is_free = item.error is None
+        if is_free:
             if buffer.is_cancelled:
                 self._index.add_garbage(item.key, item.stores)
             else:
@@ -246,11 +247,12 @@ class WriteBack(DirtyChunks):
                 self._index.set_refs(inode, [(buffer.chunk, ref)])
                 if data.is_past_cache and inode.size <= SMALL_FILE_BYTES_MAX:
                     # Else what is read soon after would come all the way back.
-                    self._reader.cache.put(item.key, buffer.view(0, buffer.length))
+                    cache = self._reader.cache
+                    is_free = not cache.adopt(item.key, buffer.buffer, item.length)
                 if len(item.stores) < inode.replicas:
                     wanted = min(inode.replicas, self._stores.expected_count())
                     self.short_count += len(item.stores) < wanted
-        self._memory.give(buffer.buffer, keep=item.error is None)
+        self._memory.give(buffer.buffer, keep=is_free)
 
     def _settle(self, data: FileData) -> None:
         """After chunks have become durable or void.  Requires: data.lock is held."""
