@@ -12,7 +12,13 @@ from collections.abc import Callable, Iterable
 
 from mpifs.core.errors import FullError, MpifsError, SilentError
 from mpifs.core.layout import extents
-from mpifs.core.limits import FLUSH_COUNT, RECOVERY_S, REQUEST_TIMEOUT_S, SMALL_FILE_BYTES_MAX
+from mpifs.core.limits import (
+    FLUSH_COUNT,
+    PACKED_BYTES_MAX,
+    RECOVERY_S,
+    REQUEST_TIMEOUT_S,
+    SMALL_FILE_BYTES_MAX,
+)
 from mpifs.core.placement import place
 from mpifs.core.types import ChunkKey, ChunkRef
 from mpifs.data.scatter import Outgoing, Scatter
@@ -296,7 +302,8 @@ class WriteBack(DirtyChunks):
                 with data.lock:
                     if data.dirty:
                         outgoing += self._frozen(data, list(data.dirty.values()))
-                if len(outgoing) >= FLUSH_COUNT:
+                is_large = outgoing and outgoing[-1].length > PACKED_BYTES_MAX
+                if is_large or len(outgoing) >= FLUSH_COUNT:
                     outgoing, full = [], outgoing
                     self._scatter.submit_many(full)
         finally:
