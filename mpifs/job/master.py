@@ -81,6 +81,7 @@ class Master:
         self.client = Client(endpoint)
         self.crew = Crew(self.client, config.workers, restarter_of(config, self.client))
         self._stop = threading.Event()
+        self._news = threading.Event()
         self._undo = contextlib.ExitStack()
         self._mount: FuseMount | None = None
 
@@ -95,7 +96,8 @@ class Master:
         try:
             self._start()
             mine = list(processes.this_process())
-            self.crew.on_change = lambda worker: self._tell_of_workers()
+            self.crew.on_change = lambda worker: self._news.set()
+            threading.Thread(target=self._tell_news, name="roster", daemon=True).start()
             job_state.change(
                 folder, job, job_state.READY, rank0=mine, workers=self._roster(), lost=self._lost()
             )
@@ -254,8 +256,16 @@ class Master:
             f"worker {w.store} is lost: {w.reason}" for w in self.crew.workers if w.state == LOST
         ]
 
+    def _tell_news(self) -> None:
+        """In a thread of its own: a congested disk must not hold up the heartbeat."""
+        while not self._stop.is_set():
+            if self._news.wait(IDLE_LOOK_S):
+                self._news.clear()
+                with contextlib.suppress(OSError):  # a full disk: the next news come again.
+                    self._tell_of_workers()
+
     def _tell_of_workers(self) -> None:
-        """Puts the crew as it is now into the job's state; any thread."""
+        """Puts the crew as it is now into the job's state."""
         job = self.config.job
         job_state.update(
             self.config.folder,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import random
@@ -17,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from mpifs.core.limits import WORKER_HUNG_S
+from mpifs.core.limits import MPI_STALL_S, WORKER_HUNG_S
 from tests.job.lifecycle import Volume, mpifs, volume
 
 CHUNK = 64 * 1024
@@ -225,6 +226,27 @@ def test_a_replacement_dies_while_starting(
     assert cold(one.mountpoint / "file") == data
     await_serving(one, old)
     assert (tmp_path / "struck").exists()
+
+
+def test_a_disk_that_stands_still_does_not_stop_the_heartbeat(one: Volume) -> None:
+    """The job's state cannot be written for longer than a hanging MPI is borne."""
+    one.mount("-w", "2", *SMALL)
+    data = os.urandom(40 * CHUNK)
+    (one.mountpoint / "file").write_bytes(data)
+    with open(one.folder.state + ".lock", "r+b") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        old = kill(one, 1)
+        assert cold(one.mountpoint / "file") == data
+        time.sleep(MPI_STALL_S + 4)
+        await_serving(one, old)
+        assert cold(one.mountpoint / "file") == data
+    new = {row["pid"] for row in workers(one)}
+
+    def is_told() -> bool:
+        return {row["pid"] for row in one.state()["workers"]} == new
+
+    one.await_that(is_told, 10)
+    assert mpifs("umount", str(one.mountpoint)).returncode == 0, one.log()
 
 
 def test_replaced_workers_die_again_amid_large_writes(one: Volume) -> None:
