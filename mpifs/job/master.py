@@ -49,7 +49,7 @@ from mpifs.job.memory import MemoryWatch
 from mpifs.job.mend_service import MendService
 from mpifs.job.options import JobOptions, parse_options
 from mpifs.job.recovery import restarter_of
-from mpifs.job.roster import LOST
+from mpifs.job.roster import DEAD, LOST
 from mpifs.job.scrub_service import ScrubService
 from mpifs.job.signals import SignalGate
 from mpifs.job.stage_service import StageService
@@ -68,6 +68,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 _BUSY_GRACE_S = 2.0  # a signal's stop waits so long for users of the mount to leave.
+_REPLACED_AT_END_S = 5.0  # and for the worker that is being started in place of a dead one.
 _COPY_AT_END_S = 10.0  # an unmount waits so long for the last copy of the index.
 _GIVE_UP_S = STOP_TIMEOUT_S + 2 * REQUEST_TIMEOUT_S
 
@@ -148,6 +149,7 @@ class Master:
         heal = HealService(self.config.folder.index, index, vfs, self.client, self.crew, turn)
         self._undo.callback(heal.finish)
         self._undo.callback(vfs.close)
+        self._undo.callback(self._await_replacements)
         self.crew.on_free = vfs.writeback.space.told
         checks = LiveChecks(
             self.config.folder, index, vfs, self.client, self.crew, copier, copy_stores
@@ -310,6 +312,12 @@ class Master:
             self._undo.close()
         finally:
             watchdog.cancel()
+
+    def _await_replacements(self) -> None:
+        """A worker that has just died gets its share of what is to be deleted, if it is soon back:
+        else that would be found as left over until the next mount."""
+        if any(worker.state == DEAD for worker in self.crew.workers):
+            self.crew.await_all(_REPLACED_AT_END_S)
 
     def _give_up(self) -> None:
         log.error("the stop takes longer than %.0f s; ending without it", _GIVE_UP_S)

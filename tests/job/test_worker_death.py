@@ -304,3 +304,17 @@ def test_a_kill_amid_umount(one: Volume, when: float) -> None:
     one.mount()
     assert (one.mountpoint / "f").read_bytes() == data
     assert mpifs("fsck", str(one.mountpoint)).returncode == 0
+
+
+def test_nothing_is_left_over_of_a_worker_that_died_before_the_unmount(one: Volume) -> None:
+    """It is being replaced just then; its garbage is deleted all the same."""
+    one.mount("-w", "2", *SMALL)
+    path = one.mountpoint / "file"
+    path.write_bytes(os.urandom(200 * CHUNK))
+    subprocess.run(["sync", "-f", str(path)], check=True)
+    kill(one, 1)
+    one.await_that(lambda: workers(one)[0]["state"] == "dead", 10)
+    path.unlink()
+    assert mpifs("umount", str(one.mountpoint)).returncode == 0, one.log()
+    done = mpifs("fsck", one.folder.path)
+    assert done.returncode == 0, done.stdout + done.stderr
