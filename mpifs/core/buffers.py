@@ -9,6 +9,11 @@ from __future__ import annotations
 _RECOUNT = 256  # buffers given back between two counts.
 
 
+def capacity_of(size: int) -> int:
+    """What a pool's smallest buffer for `size` bytes has room for, its extra bytes left out."""
+    return 1 << max(12, (size - 1).bit_length())
+
+
 class BufferPool:
     """Hands out bytearrays in power-of-two classes (plus `extra` bytes) and takes them back.
 
@@ -25,7 +30,7 @@ class BufferPool:
 
     def take(self, size: int) -> bytearray:
         """A buffer of at least `size` + extra bytes."""
-        capacity = 1 << max(12, (size - 1).bit_length())
+        capacity = capacity_of(size)
         try:
             buffer = self._free[capacity].pop()
         except (KeyError, IndexError):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from mpifs.core.errors import DamageError
+from mpifs.core.limits import INDEX_ROWS_PER_PAGE
 from mpifs.core.records import GARBAGE, decode_garbage, decode_garbage_key, garbage_key
 from mpifs.core.types import ChunkKey
 from mpifs.index.refs import Refs
@@ -46,8 +47,9 @@ class Garbage(Refs):
                         break
         return found
 
-    def forget_garbage(self, keys: Iterable[ChunkKey]) -> None:
+    def forget_garbage(self, keys: Sequence[ChunkKey]) -> None:
         """The stores have deleted these chunks.  After a crash they may be listed once more."""
         with self.lock:
             for key in keys:
                 self._garbage.put(0, key, None)
+        self.room.strain(len(keys) // INDEX_ROWS_PER_PAGE)

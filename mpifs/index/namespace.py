@@ -27,6 +27,10 @@ _TYPES = frozenset(
 )
 
 
+_NAME_ROWS = 4
+"""A name that goes changes its row, its inode, its directory and perhaps the list of orphans."""
+
+
 class Namespace(Names):
     """The changes of the tree.  Any thread; each call is atomic."""
 
@@ -264,6 +268,7 @@ class Namespace(Names):
             self._orphans.put(0, inode.ino, True)
             self._orphan_count += 1
         self._dirty[inode.ino] = inode
+        self.room.strain(_NAME_ROWS)
 
     def _grow(self, directory: Inode, change: int, now_ns: int) -> None:
         directory.size += change

@@ -2,10 +2,10 @@
 
 Where a host has vanished its workers fall silent, and mpiexec no longer starts or ends ranks.  A
 call of MPI that does not return takes every other one with it, and after MASTER_SILENCE_S the
-workers have ended themselves.  Nothing of such a job can go on.  So
-rank 0 says why and ends itself hard; its supervisor clears away what is left on this host, and
-with -o restart=N brings the volume back on the hosts that remain.  The ranks elsewhere end with
-mpiexec's daemons, or by themselves after MASTER_SILENCE_S.
+workers have ended themselves.  Nothing of such a job can go on.  So rank 0 says why and ends itself
+hard; its supervisor clears away what is left on this host, and with -o restart=N brings the volume
+back on the hosts that remain.  The ranks elsewhere end with mpiexec's daemons, or by themselves
+after MASTER_SILENCE_S.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from mpifs.core.limits import HEARTBEAT_S, HOST_SILENCE_S, MPI_STALL_S
+from mpifs.job.crew import Crew
 from mpifs.job.roster import SERVING, SILENT, Worker
 from mpifs.transport.endpoint import Endpoint
 
@@ -40,21 +41,16 @@ def silent_host(
 
 
 class HostWatch:
-    """A thread of rank 0; `tell(reason)` is called once, then the process ends.
-
-    `ticked` tells when the heartbeat came round last (time.monotonic).
-    """
+    """A thread of rank 0; `tell(reason)` is called once, then the process ends."""
 
     def __init__(
         self,
-        ranks: Callable[[], list[Worker]],
-        ticked: Callable[[], float],
+        crew: Crew,
         endpoint: Endpoint,
         stop: threading.Event,
         tell: Callable[[str], None],
     ) -> None:
-        self._ranks = ranks
-        self._ticked = ticked
+        self._crew = crew
         self._endpoint = endpoint
         self._stop = stop
         self._tell = tell
@@ -80,7 +76,7 @@ class HostWatch:
 
     def _reason(self, own_host: str, now: float) -> str:
         """Why the job must end; or ""."""
-        if now - self._ticked() > MPI_STALL_S:
+        if now - self._crew.ticked_s > MPI_STALL_S:
             return f"a call of the MPI library has not returned for {MPI_STALL_S:g} s"
-        host = silent_host(self._ranks(), self._endpoint.host, own_host, now)
+        host = silent_host(self._crew.everyone(), self._endpoint.host, own_host, now)
         return f"host {host} has been silent for {HOST_SILENCE_S:g} s" if host else ""

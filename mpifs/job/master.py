@@ -286,8 +286,7 @@ class Master:
                 only_if=lambda state: state.get("job") == job,
             )
 
-        crew = self.crew
-        HostWatch(crew.everyone, lambda: crew.ticked_s, endpoint, self._stop, tell).start()
+        HostWatch(self.crew, endpoint, self._stop, tell).start()
 
     def _await_unmount(self) -> None:
         assert self._mount is not None

@@ -135,7 +135,8 @@ class MpiEndpoint:
         self._links = list(world.links)
         self._requests = world.requests
         self._probe_tags = world.probe_tags
-        self._spawner = Spawner(mpi)
+        self._one_at_a_time = threading.RLock()
+        self._spawner = Spawner(mpi, self._one_at_a_time)
         self._lives: list[int] = []
         """Numbers of the links made since the start, those that failed included."""
         self._is_original = world.probe_tags == (mpi.ANY_TAG,)
@@ -148,9 +149,8 @@ class MpiEndpoint:
                     link.watch()
 
     def _use_guard(self) -> None:
-        if self._send_type is MpiOperation:
-            self.guard = threading.RLock()
-            self._send_type, self._receive_type = GuardedSend, GuardedReceive
+        self.guard = self._one_at_a_time
+        self._send_type, self._receive_type = GuardedSend, GuardedReceive
 
     @property
     def size(self) -> int:
@@ -280,8 +280,7 @@ class MpiEndpoint:
         self._use_guard()
         life = max(self._lives, default=0) + 1
         self._lives.append(life)
-        bell = self._bells.server.address
-        link = self._spawner.spawn(program, host, life, bell, is_doomed, self.guard)
+        link = self._spawner.spawn(program, host, life, self._bells.server.address, is_doomed)
         with self.guard:
             link.watch()
         if rank == len(self._links):

@@ -170,10 +170,14 @@ def _meet(
 
 class Spawner:
     """Starts replacements, in rank 0.  Any thread; each rank's spawns go over its own duplicate
-    of COMM_SELF, because a spawn whose child dies while it starts never returns."""
+    of COMM_SELF, because a spawn whose child dies while it starts never returns.
 
-    def __init__(self, mpi: Any) -> None:
+    The spawn itself is not guarded, what follows is: see MpiEndpoint.
+    """
+
+    def __init__(self, mpi: Any, guard: contextlib.AbstractContextManager[object]) -> None:
         self._mpi = mpi
+        self._guard = guard
         self._lock = threading.Lock()
 
     def spawn(
@@ -183,9 +187,8 @@ class Spawner:
         life: int,
         bell: bytes,
         is_doomed: Callable[[], bool],
-        guard: contextlib.AbstractContextManager[object],
     ) -> Link:
-        """Starts `program` on `host` ("" = here) and meets it; short calls with `guard` held.
+        """Starts `program` on `host` ("" = here) and meets it.
 
         Raises StartError: the library refuses, or the new process is not there by
         JOIN_TIMEOUT_S or, as `is_doomed` says, never will be.  The thread that waits in the
@@ -198,7 +201,7 @@ class Spawner:
 
         def work() -> None:
             try:
-                found.append(self._spawn(list(program), host, life, bell, given_up, guard))
+                found.append(self._spawn(list(program), host, life, bell, given_up))
             except StartError as error:
                 found.append(error)
             is_over.set()
@@ -216,13 +219,7 @@ class Spawner:
         return found[0]
 
     def _spawn(
-        self,
-        program: list[str],
-        host: str,
-        life: int,
-        bell: bytes,
-        given_up: threading.Event,
-        guard: contextlib.AbstractContextManager[object],
+        self, program: list[str], host: str, life: int, bell: bytes, given_up: threading.Event
     ) -> Link:
         mpi = self._mpi
         try:
@@ -240,5 +237,5 @@ class Spawner:
             raise StartError(f"MPI starts no new rank: {error.Get_error_string()}") from None
         if given_up.is_set():
             raise StartError("too late")
-        row = _meet(mpi, child, bell, guard)
+        row = _meet(mpi, child, bell, self._guard)
         return Link(child, child, 0, row, place(), life)

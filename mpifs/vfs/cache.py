@@ -12,13 +12,11 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Protocol
 
-from mpifs.core.buffers import BufferPool
+from mpifs.core.buffers import BufferPool, capacity_of
 from mpifs.core.errors import MpifsError, PosixError
 from mpifs.core.image import IMAGE_HEADER_BYTES
 from mpifs.core.limits import PART_HOT_COUNT, PART_WINDOW_COUNT, REQUEST_TIMEOUT_S
 from mpifs.core.types import ChunkKey, ChunkRef
-
-_SMALLEST = 4096  # no buffer of the pool is smaller.
 
 
 class _Entry:
@@ -34,6 +32,11 @@ class _Entry:
         """None: it has been there from the beginning."""
         self.users = 1
         self.is_own = True
+
+
+def _payload(buffer: bytearray, length: int) -> memoryview:
+    """What lies behind the header in a buffer of the pool."""
+    return memoryview(buffer)[IMAGE_HEADER_BYTES : IMAGE_HEADER_BYTES + length]
 
 
 class Lent:
@@ -163,15 +166,14 @@ class ChunkCache:
     def put(self, key: ChunkKey, payload: memoryview) -> None:
         """Copies in what was fetched, and verified, otherwise; nothing if it is here already."""
         buffer = self._pool.take(len(payload))
-        memoryview(buffer)[IMAGE_HEADER_BYTES : IMAGE_HEADER_BYTES + len(payload)] = payload
+        _payload(buffer, len(payload))[:] = payload
         self._keep(key, buffer, len(payload))
 
     def adopt(self, key: ChunkKey, buffer: bytearray, length: int) -> bool:
         """As `put` of the `length` bytes behind the header in a buffer of the pool.  True: it is
-        the cache's now; False: it is much too large and was copied."""
-        if len(buffer) > max(_SMALLEST, 2 * length) + IMAGE_HEADER_BYTES:
-            start = IMAGE_HEADER_BYTES
-            self.put(key, memoryview(buffer)[start : start + length])
+        the cache's now; False: a smaller one holds them, and they were copied."""
+        if len(buffer) > capacity_of(length) + IMAGE_HEADER_BYTES:
+            self.put(key, _payload(buffer, length))
             return False
         self._keep(key, buffer, length)
         return True
@@ -179,7 +181,7 @@ class ChunkCache:
     def _keep(self, key: ChunkKey, buffer: bytearray, length: int) -> None:
         entry = _Entry(buffer, None)
         entry.users = 0
-        entry.payload = memoryview(buffer)[IMAGE_HEADER_BYTES : IMAGE_HEADER_BYTES + length]
+        entry.payload = _payload(buffer, length)
         with self._lock:
             if key not in self._entries:
                 self._entries[key] = entry

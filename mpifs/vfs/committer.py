@@ -25,7 +25,6 @@ from mpifs.core.limits import (
     CLEAN_ROUNDS_MAX,
     DIRTY_AGE_MAX_S,
     IDLE_LOOK_S,
-    INDEX_ROWS_PER_PAGE,
     REQUEST_TIMEOUT_S,
     SETTLE_LOOK_S,
 )
@@ -37,9 +36,6 @@ from mpifs.vfs.file_data import FileData
 from mpifs.vfs.writeback import WriteBack
 
 log = logging.getLogger(__name__)
-
-_REMOVAL_ROWS = 4
-"""A name that goes changes its row, its inode, its directory and perhaps the list of orphans."""
 
 
 class Committer:
@@ -203,7 +199,6 @@ class Committer:
 
     def after_removal(self) -> None:
         """A name was taken away: on a nearly full disk not too many may go in one commit."""
-        self._index.room.strain(_REMOVAL_ROWS)
         if self._index.room.is_strained:
             with contextlib.suppress(FullError):  # it is tried again, with what comes then
                 self.commit()
@@ -236,7 +231,6 @@ class Committer:
                 faultpoint.reach("garbage.deleted")
                 with self._index.lock:
                     self._index.forget_garbage(gone)
-                self._index.room.strain(len(gone) // INDEX_ROWS_PER_PAGE)
             return bool(purged or gone)
 
     def _purge(self) -> bool:

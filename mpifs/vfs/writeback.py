@@ -244,8 +244,8 @@ class WriteBack(DirtyChunks):
         follower = data.dirty.get(buffer.chunk)
         if follower is not None and follower.base is buffer:
             follower.fill(buffer.view(0, buffer.length))
-        is_free = item.error is None
-        if is_free:
+        is_ours = item.error is None  # else MPI may still read it.
+        if item.error is None:
             if buffer.is_cancelled:
                 self._index.add_garbage(item.key, item.stores)
             else:
@@ -254,11 +254,11 @@ class WriteBack(DirtyChunks):
                 if data.is_past_cache and inode.size <= SMALL_FILE_BYTES_MAX:
                     # Else what is read soon after would come all the way back.
                     cache = self._reader.cache
-                    is_free = not cache.adopt(item.key, buffer.buffer, item.length)
+                    is_ours = not cache.adopt(item.key, buffer.buffer, item.length)
                 if len(item.stores) < inode.replicas:
                     wanted = min(inode.replicas, self._stores.expected_count())
                     self.short_count += len(item.stores) < wanted
-        self._memory.give(buffer.buffer, keep=is_free)
+        self._memory.give(buffer.buffer, keep=is_ours)
 
     def _settle(self, data: FileData) -> None:
         """After chunks have become durable or void.  Requires: data.lock is held."""
