@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import threading
-
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mpifs.core.buffers import BufferPool
+from tests.threads import all_at_once
 
 
 @given(st.lists(st.integers(1, 300_000), max_size=60), st.integers(0, 128), st.integers(0, 1 << 20))
@@ -45,9 +44,5 @@ def test_threads_never_share_a_buffer() -> None:
                 wrong.append(mark)
             pool.give(buffer)
 
-    threads = [threading.Thread(target=work, args=(mark,)) for mark in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    all_at_once(work, range(4))
     assert not wrong

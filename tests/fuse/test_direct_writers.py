@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.fuse.conftest import Mounted
+from tests.threads import all_at_once
 
 SIZE = 200_000
 
@@ -80,11 +81,7 @@ def test_appenders_do_not_write_over_each_other(mounted: Mounted) -> None:
             os.write(fd, b"%d %04d\n" % (name, number))
         os.close(fd)
 
-    threads = [threading.Thread(target=append, args=(name,)) for name in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
+    all_at_once(append, range(4))
     lines = path.read_bytes().splitlines()
     assert sorted(lines) == [b"%d %04d" % (n, m) for n in range(4) for m in range(100)]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import mmap
 import os
-import threading
 from collections.abc import Callable
 
 import pytest
 
 from tests.fuse.conftest import Mounted
+from tests.threads import all_at_once
 
 
 @pytest.fixture(
@@ -161,12 +161,7 @@ def test_writers_of_both_names_do_not_stall(linked: Mounted) -> None:
             os.pread(handles[number], 5000, 0)
             os.pwrite(handles[number], b"%05d" % count, 6000 + number * 100)
 
-    threads = [threading.Thread(target=write, args=(number,)) for number in (0, 1)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-        assert not thread.is_alive()
+    all_at_once(write, (0, 1))
     assert os.pread(handles[0], 10_000, 0) == os.pread(handles[1], 10_000, 0)
     assert os.pread(handles[1], 5, 6000) == os.pread(handles[0], 5, 6100) == b"%05d" % (rounds - 1)
     for handle in handles:

@@ -13,6 +13,7 @@ import pytest
 
 from mpifs.core.limits import KIB, MIB
 from tests.fuse.conftest import Mounted
+from tests.threads import all_at_once
 
 WRITERS = 3
 ROUNDS = 6
@@ -54,12 +55,7 @@ def write_at_once(
         except (OSError, AssertionError) as error:
             failed.append(error)
 
-    threads = [threading.Thread(target=work, args=(share,)) for share in shares]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-        assert not thread.is_alive()
+    all_at_once(work, shares)
     assert not failed
 
 

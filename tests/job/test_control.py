@@ -21,6 +21,7 @@ from mpifs.core.errors import InUseError, MasterSilentError, PosixError
 from mpifs.core.limits import CONTROL_CLIENTS_MAX, CONTROL_FRAME_BYTES_MAX
 from mpifs.job import control
 from mpifs.job.control import Answer, ControlClient, ControlServer, Session
+from tests.threads import all_at_once
 
 
 def _fail(args: dict[str, Any]) -> dict[str, Any]:
@@ -211,11 +212,7 @@ def test_threads_may_share_a_client(served: Served) -> None:
                 if client.call("echo", n=number, t=turn) != {"n": number, "t": turn}:
                     wrong.append((number, turn))
 
-        threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        all_at_once(work, range(4))
     assert wrong == []
 
 

@@ -14,6 +14,7 @@ from mpifs.core.types import ChunkKey
 from mpifs.store import writer as writer_module
 from mpifs.store.chunks import Change
 from mpifs.store.writer import Job, Writer
+from tests.threads import all_at_once
 
 LONG_S = 30.0
 """That nobody waits in these tests, but where something is wrong."""
@@ -269,11 +270,7 @@ def test_submitters_of_a_stream(queue: Queue, monkeypatch: pytest.MonkeyPatch) -
             assert done.acquire(timeout=10)
             told[number] += 1
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
+    all_at_once(work, range(4), 30)
     assert told == [60] * 4
     assert sum(queue.disk.groups) == 240
     assert queue.disk.events.count("look") == len(queue.disk.groups)

@@ -23,6 +23,7 @@ from mpifs.transport.client import Client, wait_any
 from mpifs.transport.endpoint import Endpoint
 from mpifs.transport.request import Request
 from mpifs.transport.server import Server
+from tests.threads import all_at_once
 
 SIZES = (0, 1, 4096, INLINE_BYTES_MAX, INLINE_BYTES_MAX + 1, 1 << 20, 5 << 20)
 BIG = 1 << 20
@@ -167,11 +168,7 @@ def check_many_threads(client: Client, rank: int) -> None:
         except BaseException as error:  # noqa: BLE001  # Raised by the caller.
             failures.append(error)
 
-    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    all_at_once(ask, range(6))
     assert not failures, failures
 
 

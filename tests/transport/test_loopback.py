@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import threading
 
 import pytest
 
@@ -13,6 +12,7 @@ from mpifs.core.messages import MESSAGE_BYTES_MAX, TAG_REPLY_BASE, decode_header
 from mpifs.transport.client import Client
 from mpifs.transport.endpoint import TAG_REPLY_DATA_BASE, Endpoint
 from mpifs.transport.loopback import make_loopbacks, make_world
+from tests.threads import all_at_once
 from tests.transport import contract
 
 
@@ -27,11 +27,7 @@ def test_contract(size: int) -> None:
             failures.append(error)
 
     world = make_world(size)
-    threads = [threading.Thread(target=run, args=(endpoint,)) for endpoint in world]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    all_at_once(run, world)
     for endpoint in world:
         endpoint.close()
     if failures:

@@ -15,6 +15,7 @@ from mpifs.vfs.dirty_chunks import DirtyChunks
 from mpifs.vfs.facade import Vfs
 from mpifs.vfs.file_data import FileData
 from tests.vfs.loopback import LoopbackVolume, content
+from tests.vfs.model import Model
 
 ME = Caller(0, 0)
 CHUNK = 64 * KIB
@@ -144,10 +145,8 @@ def test_it_is_a_write_in_all_else(vfs: Vfs, ways: Ways) -> None:
 def test_small_writes_mixed_with_all_else(tmp_path: Path, ways: Ways, seed: int) -> None:
     """Against a bytearray."""
     chance = random.Random(seed)
-    volume = LoopbackVolume(tmp_path / "volume", workers=2, chunk_size=CHUNK)
-    vfs = volume.open()
-    fh = vfs.create(b"/file", 0o644, os.O_RDWR, ME)
-    model = bytearray()
+    model = Model(LoopbackVolume(tmp_path / "volume", workers=2, chunk_size=CHUNK), chance)
+    vfs, fh = model.vfs, model.fh
     place = 0
     for step in range(600):
         action = chance.choice(["write"] * 20 + ["jump", "truncate", "punch", "fsync", "forget"])
@@ -155,38 +154,26 @@ def test_small_writes_mixed_with_all_else(tmp_path: Path, ways: Ways, seed: int)
             data = chance.randbytes(chance.choice((1, 100, 3000, 20_000)))
             place = min(place, 4 * CHUNK)
             put(vfs, fh, data, place)
-            model.extend(bytes(max(0, place + len(data) - len(model))))
-            model[place : place + len(data)] = data
+            model.note_write(data, place)
             place += chance.choice((len(data), len(data), len(data) // 2, -50, 200))
             place = max(0, place)
         elif action == "jump":
-            place = chance.choice((0, len(model), chance.randrange(4 * CHUNK)))
+            place = chance.choice((0, len(model.data), chance.randrange(4 * CHUNK)))
         elif action == "truncate":
-            size = chance.randrange(5 * CHUNK)
-            vfs.truncate(b"/file", size, fh)
-            del model[size:]
-            model.extend(bytes(size - len(model)))
+            model.truncate(chance.randrange(5 * CHUNK))
         elif action == "punch":
             offset, size = chance.randrange(4 * CHUNK), chance.randrange(1, 2 * CHUNK)
             vfs.fallocate(fh, 3, offset, size)
-            end = min(len(model), offset + size)
+            end = min(len(model.data), offset + size)
             if offset < end:
-                model[offset:end] = bytes(end - offset)
+                model.data[offset:end] = bytes(end - offset)
         elif action == "fsync":
             vfs.fsync(fh)
         else:
             vfs.reader.cache.clear()
-        offset, length = chance.randrange(5 * CHUNK), chance.randrange(1, CHUNK)
-        into = bytearray(length)
-        count = vfs.read(fh, memoryview(into), offset)
-        assert into[:count] == model[offset : offset + length], (step, action)
+        model.check_part(5 * CHUNK, CHUNK, (step, action))
     assert ways.short > 100
-    assert content(vfs) == model
-    vfs.fsync(fh)
-    assert vfs.writeback.dirty_bytes == 0
-    volume.close()
-    assert content(volume.open()) == model
-    volume.close()
+    model.check_all()
 
 
 def test_a_chunk_that_becomes_full_by_its_beginning_is_sent(vfs: Vfs, fh: int) -> None:

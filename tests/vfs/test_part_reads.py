@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import random
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from mpifs.job.assembly import VfsOptions
 from mpifs.transport.client import Client
 from mpifs.vfs.cache import ChunkCache
 from mpifs.vfs.facade import Vfs
+from tests.threads import all_at_once
 from tests.vfs.loopback import LoopbackVolume, harm
 
 ME = Caller(0, 0)
@@ -189,11 +189,7 @@ def test_threads_on_one_handle(make: Any) -> None:
             if files.read(offset, length) != DATA[offset : offset + length]:
                 failed.append((offset, length))
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
+    all_at_once(work, range(6))
     assert not failed
     assert files.cache.part_reads
     files.cache.clear()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import random
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +16,9 @@ from mpifs.core.limits import FILE_BYTES_MAX, KIB
 from mpifs.core.types import Caller
 from mpifs.data.scatter import Outgoing
 from mpifs.vfs.facade import Vfs
+from tests.threads import all_at_once
 from tests.vfs.loopback import LoopbackVolume, content
+from tests.vfs.model import Model
 
 ME = Caller(0, 0)
 CHUNK = 64 * KIB
@@ -138,11 +139,7 @@ def test_several_writers_of_one_file(vfs: Vfs, fh: int) -> None:
         except OSError as error:
             failed.append(error)
 
-    threads = [threading.Thread(target=write, args=(first,)) for first in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
+    all_at_once(write, range(4))
     assert not failed
     vfs.fsync(fh)
     assert content(vfs) == DATA
@@ -417,16 +414,9 @@ def test_synchronous_ones_are_durable(volume: LoopbackVolume, vfs: Vfs, how: int
 def test_mixed_with_all_else(tmp_path: Path, seed: int) -> None:
     """Against a bytearray."""
     chance = random.Random(seed)
-    volume = LoopbackVolume(tmp_path / "volume", workers=2, chunk_size=CHUNK)
-    vfs = volume.open()
-    fh = vfs.create(b"/file", 0o644, os.O_RDWR, ME)
-    model = bytearray()
+    model = Model(LoopbackVolume(tmp_path / "volume", workers=2, chunk_size=CHUNK), chance)
+    vfs, fh = model.vfs, model.fh
     taken = 0
-
-    def put(data: bytes, offset: int) -> None:
-        model.extend(bytes(max(0, offset + len(data) - len(model))))
-        model[offset : offset + len(data)] = data
-
     for step in range(150):
         action = chance.choice(["take"] * 4 + ["write", "write", "truncate", "fsync", "forget"])
         if action == "take":
@@ -435,32 +425,21 @@ def test_mixed_with_all_else(tmp_path: Path, seed: int) -> None:
                 taken += 1
             else:
                 vfs.write(fh, memoryview(data), offset)
-            put(data, offset)
+            model.note_write(data, offset)
         elif action == "write":
             data = chance.randbytes(chance.randrange(1, chance.choice((100, 2 * CHUNK))))
             offset = chance.randrange(7 * CHUNK)
             vfs.write(fh, memoryview(data), offset)
-            put(data, offset)
+            model.note_write(data, offset)
         elif action == "truncate":
-            size = chance.randrange(8 * CHUNK)
-            vfs.truncate(b"/file", size, fh)
-            del model[size:]
-            model.extend(bytes(size - len(model)))
+            model.truncate(chance.randrange(8 * CHUNK))
         elif action == "fsync":
             vfs.fsync(fh)
         else:
             vfs.reader.cache.clear()
-        offset, length = chance.randrange(8 * CHUNK), chance.randrange(1, 3 * CHUNK)
-        into = bytearray(length)
-        count = vfs.read(fh, memoryview(into), offset)
-        assert into[:count] == model[offset : offset + length], (step, action)
+        model.check_part(8 * CHUNK, 3 * CHUNK, (step, action))
     assert taken > 20
-    assert content(vfs) == model
-    vfs.fsync(fh)
-    assert vfs.writeback.dirty_bytes == 0
-    volume.close()
-    assert content(volume.open()) == model
-    volume.close()
+    model.check_all()
 
 
 def test_what_fails_before_it_is_taken_keeps_no_memory(
