@@ -65,6 +65,11 @@ def alter(name: str, buffer: bytearray | memoryview) -> None:
         buffer[len(buffer) // 2] ^= 0x10
 
 
+def is_asked(name: str) -> bool:
+    """Whether a test wants something to happen at `name`: then nothing may go past it."""
+    return name == _wanted
+
+
 def is_late(name: str) -> bool:
     """Whether a test has asked that what is done here be done late, by `later`; any thread."""
     return name == _wanted and _action == "delay" and _is_due()

@@ -56,16 +56,30 @@ def place_of(fd: int, database: str, key: bytes) -> int | None:
     return None
 
 
-class _Search:
-    """The newest state of an open data file.  Raises PageError where a page cannot be right."""
+def places_from(fd: int, database: str, key: bytes) -> dict[bytes, int]:
+    """As place_of, of `key` and of the keys that follow it in its leaf of the tree, some dozens.
 
-    def __init__(self, fd: int) -> None:
+    Does not wait for a disk: what is not in memory is not found.
+    """
+    with contextlib.suppress(OSError, OverflowError, PageError, struct.error):
+        return _Search(fd, os.RWF_NOWAIT).places_from(database.encode(), key)
+    return {}
+
+
+class _Search:
+    """The newest state of an open data file, read with `flags` of preadv2(2).
+
+    Raises PageError where a page cannot be right.
+    """
+
+    def __init__(self, fd: int, flags: int = 0) -> None:
         self._fd = fd
-        head = os.pread(fd, 2 * tree_page.PAGE_SIZES[0], 0)
+        self._flags = flags
+        head = self._pread(2 * tree_page.PAGE_SIZES[0], 0)
         self._page_bytes = tree_page.guess_page_bytes(head)
         metas = []
         for slot in (0, 1):
-            page = os.pread(fd, META_BYTES, slot * self._page_bytes)
+            page = self._pread(META_BYTES, slot * self._page_bytes)
             if len(page) == META_BYTES:
                 metas.append(tree_page.decode_meta(page, slot, self._page_bytes))
         if not metas:
@@ -85,21 +99,32 @@ class _Search:
         node = self._value(database, key)
         return None if node is None else node.value_at * self._page_bytes + HEADER_BYTES
 
+    def places_from(self, database: bytes, key: bytes) -> dict[bytes, int]:
+        """See above."""
+        tree = self._tree(database)
+        if tree is None:
+            return {}
+        page, number = self._leaf(tree, key)
+        _, nodes = tree_page.read_leaf(page, number, NODE_PLAIN)
+        return {
+            node.key: node.value_at * self._page_bytes + HEADER_BYTES
+            for node in nodes
+            if node.key >= key
+        }
+
     def _value(self, database: bytes, key: bytes) -> Node | None:
         """The node of a value that has pages of its own."""
-        page, node = self._find(self._main, database, NODE_TREE)
-        if node is None or node.is_long:
-            return None
-        _, node = self._find(decode_tree(page, node.value_at), key, NODE_PLAIN)
+        tree = self._tree(database)
+        node = None if tree is None else self._find(tree, key, NODE_PLAIN)[1]
         return node if node is not None and node.is_long else None
+
+    def _tree(self, database: bytes) -> Tree | None:
+        page, node = self._find(self._main, database, NODE_TREE)
+        return None if node is None or node.is_long else decode_tree(page, node.value_at)
 
     def _find(self, tree: Tree, key: bytes, kind: int) -> tuple[bytes, Node | None]:
         """The leaf in which a key belongs, and its node there."""
-        number = tree.root
-        for _ in range(min(tree.depth, DEPTH_MAX) - 1):
-            keys, children = tree_page.read_branch(self._read(number), number)
-            number = children[bisect_right(keys, key) - 1]
-        page = self._read(number)
+        page, number = self._leaf(tree, key)
         keys, _long = tree_page.read_leaf(page, number, kind)
         place = bisect_left(keys, key)
         if place == len(keys) or keys[place] != key:
@@ -107,5 +132,18 @@ class _Search:
         places = tree_page.node_places(page, number, tree_page.LEAF)
         return page, tree_page.leaf_node(page, places[place])[0]
 
+    def _leaf(self, tree: Tree, key: bytes) -> tuple[bytes, int]:
+        """The leaf in which a key belongs, and its number."""
+        number = tree.root
+        for _ in range(min(tree.depth, DEPTH_MAX) - 1):
+            keys, children = tree_page.read_branch(self._read(number), number)
+            number = children[bisect_right(keys, key) - 1]
+        return self._read(number), number
+
     def _read(self, number: int) -> bytes:
-        return os.pread(self._fd, self._page_bytes, number * self._page_bytes)
+        return self._pread(self._page_bytes, number * self._page_bytes)
+
+    def _pread(self, size: int, offset: int) -> bytes:
+        page = bytearray(size)
+        found = os.preadv(self._fd, [page], offset, self._flags)
+        return bytes(page[:found])

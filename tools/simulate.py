@@ -39,6 +39,7 @@ from mpifs.core.limits import (
 from mpifs.core.placement import place, start_of
 from mpifs.core.types import ChecksumKind, ChunkKey, ChunkRef
 from mpifs.data.gather import Gather
+from mpifs.data.local_stores import LocalStores
 from mpifs.data.scatter import Outgoing, Scatter
 from mpifs.job.crew import Crew
 from mpifs.job.roster import Worker
@@ -295,7 +296,7 @@ def create(rig: Rig, count: int) -> Figure:
 
 def read(rig: Rig, count: int, readers: int, fuse_s: float) -> Figure:
     """Chunks fetched, verified and handed on by several threads."""
-    gather = Gather(rig.client, rig.crew, KIND, lambda *_: None)
+    gather = Gather(rig.client, rig.crew, KIND, lambda *_: None, LocalStores(lambda _: None))
     checksum, stores = function_of(KIND)(bytes(rig.size)), rig.crew.placement_stores()
 
     def reader(inode: int) -> Callable[[], None]:

@@ -37,6 +37,13 @@ def function_of(kind: ChecksumKind) -> ChecksumFunction:
     return _blake3
 
 
+def block_sums(payload: memoryview, block_bytes: int, checksum: ChecksumFunction) -> bytes:
+    """The sums of all blocks of a payload, one behind the other; the last block may be shorter."""
+    return b"".join(
+        [checksum(payload[at : at + block_bytes]) for at in range(0, len(payload), block_bytes)]
+    )
+
+
 def name_of(kind: ChecksumKind) -> str:
     """The command line's name of a checksum kind."""
     return next(name for name, value in NAMES.items() if value is kind)

@@ -128,6 +128,7 @@ PART_CHUNK_BYTES_MIN = 128 * KIB  # smaller chunks come whole: there is little t
 PART_CHUNK_BYTES_MAX = 4 * MIB  # a worker's loop sums a chunk at the first touch: 0.5 ms.
 PART_TABLE_BYTES_MAX = 16 * MIB  # sums of blocks kept by rank 0: those of 4 GiB of chunks.
 PART_PLACES_MAX = 16_384  # chunks whose places a worker remembers, about 150 B each.
+LOCAL_PLACES_MAX = 32_768  # the same of rank 0, for each store on its host, about 150 B each.
 PART_WINDOW_COUNT = 256  # reads of parts over which it is judged which chunks are hot,
 PART_HOT_COUNT = 8  # by so many of one chunk at least: they cost as much as all of it.
 SMALL_FILE_BYTES_MAX = 64 * KIB  # files up to here are fetched ahead, many with one request:

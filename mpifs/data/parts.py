@@ -13,9 +13,9 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 
-from mpifs.core.checksum import CHECKSUM_BYTES, function_of
+from mpifs.core.checksum import CHECKSUM_BYTES, block_sums, function_of
 from mpifs.core.errors import tells_damage
-from mpifs.core.image import encode_key
+from mpifs.core.image import IMAGE_HEADER_BYTES, encode_key
 from mpifs.core.kinds import Kind
 from mpifs.core.limits import (
     PART_BLOCK_BYTES,
@@ -25,6 +25,7 @@ from mpifs.core.limits import (
 )
 from mpifs.core.messages import GetPart, encode_args
 from mpifs.core.types import ChecksumKind, ChunkKey, ChunkRef
+from mpifs.data.local_stores import LocalStores
 from mpifs.data.stores import Stores
 from mpifs.transport.client import Client
 
@@ -92,12 +93,16 @@ class Parts:
         stores: Stores,
         kind: ChecksumKind,
         on_damage: Callable[[ChunkKey, ChunkRef, int, str], None],
+        local: LocalStores,
     ) -> None:
         self._client = client
         self._stores = stores
+        self._local = local
         self._sum = function_of(kind)
         self._on_damage = on_damage
         self.tables = BlockTables()
+        self._scratch = bytearray()
+        self._scratch_lock = threading.Lock()
 
     def forget(self) -> None:
         """Drops all tables (caches are dropped for a cold measurement)."""
@@ -114,9 +119,13 @@ class Parts:
         first = start // PART_BLOCK_BYTES
         count = (start + len(into) - 1) // PART_BLOCK_BYTES + 1 - first
         store = self._choose(ref.stores, first)
-        table = self.tables.get(key)
+        table = self.tables.get(key) or self._table_here(store, key, ref)
         try:
-            body = self._fetch(store, key, ref, first, count, table)
+            body = (
+                None if table is None else self._blocks_here(store, key, ref, first, count, table)
+            )
+            if body is None:
+                body = self._fetch(store, key, ref, first, count, table)
             if body is None and table is not None:
                 # Damaged on the way, or in the store since: it shall sum the chunk once more.
                 self.tables.drop(key)
@@ -132,6 +141,40 @@ class Parts:
         skip = start - first * PART_BLOCK_BYTES
         into[:] = body[skip : skip + len(into)]
         return True
+
+    def _table_here(self, store: int, key: ChunkKey, ref: ChunkRef) -> bytes | None:
+        """The table, of a chunk that can be had past the worker; one thread does so at a time."""
+        if not self._scratch_lock.acquire(blocking=False):
+            return None
+        try:
+            if len(self._scratch) < ref.length:
+                self._scratch = bytearray(ref.length)
+            payload = memoryview(self._scratch)[: ref.length]
+            stored = encode_key(key)
+            if not self._local.read(store, stored, IMAGE_HEADER_BYTES, payload):
+                return None
+            if self._sum(payload) != ref.checksum:
+                self._local.forget(store, stored)
+                return None
+            table = block_sums(payload, PART_BLOCK_BYTES, self._sum)
+        finally:
+            self._scratch_lock.release()
+        self.tables.put(key, table)
+        return table
+
+    def _blocks_here(
+        self, store: int, key: ChunkKey, ref: ChunkRef, first: int, count: int, table: bytes
+    ) -> memoryview | None:
+        """The blocks, verified, if they can be had past the worker."""
+        begin = first * PART_BLOCK_BYTES
+        body = memoryview(bytearray(min(count * PART_BLOCK_BYTES, ref.length - begin)))
+        stored = encode_key(key)
+        if not self._local.read(store, stored, IMAGE_HEADER_BYTES + begin, body):
+            return None
+        if self._are_right(body, table, first):
+            return body
+        self._local.forget(store, stored)
+        return None
 
     def _fetch(
         self,
@@ -158,15 +201,21 @@ class Parts:
         begin = first * PART_BLOCK_BYTES
         if len(body) != min(count * PART_BLOCK_BYTES, ref.length - begin):
             return None
+        if not self._are_right(body, table, first):
+            return None
+        if is_new:
+            self.tables.put(key, table)
+        return body
+
+    def _are_right(self, body: memoryview, table: bytes, first: int) -> bool:
+        """Whether these blocks have the sums that stand in the table, from block `first` on."""
         place = first * CHECKSUM_BYTES
         for offset in range(0, len(body), PART_BLOCK_BYTES):
             block = body[offset : offset + PART_BLOCK_BYTES]
             if self._sum(block) != table[place : place + CHECKSUM_BYTES]:
-                return None
+                return False
             place += CHECKSUM_BYTES
-        if is_new:
-            self.tables.put(key, table)
-        return body
+        return True
 
     def _choose(self, stores: tuple[int, ...], turn: int) -> int:
         """One of the stores, by turns; one that answers, if there is one."""

@@ -17,6 +17,7 @@ from mpifs.core.limits import (
 )
 from mpifs.core.types import ChunkKey, ChunkRef
 from mpifs.data.gather import Gather
+from mpifs.data.local_stores import LocalStores
 from mpifs.data.parts import Parts
 from mpifs.data.reclaim import Reclaim
 from mpifs.data.scatter import Scatter
@@ -44,6 +45,7 @@ class VfsOptions:
     dirty_bytes_max: int = DIRTY_BYTES_MAX
     cache_bytes_max: int = CACHE_BYTES_MAX
     noatime: bool = False
+    reads_past_workers: bool = True
 
 
 def build_vfs(
@@ -53,8 +55,9 @@ def build_vfs(
     stores: Stores,
     options: VfsOptions,
     on_damage: Callable[[ChunkKey, ChunkRef, int], None] = lambda key, ref, store: None,
+    local: LocalStores | None = None,
 ) -> Vfs:
-    """A Vfs over stores that are being served.
+    """A Vfs over stores that are being served; `local` are those on this host.
 
     `on_damage` hears of images that a reader found damaged or missing; it must not wait.
     The caller closes the Vfs, then the index.
@@ -76,8 +79,9 @@ def build_vfs(
     # With a capacity each store tells its own share, also of a disk that others use.
     space = Space(stores.free, {} if index.geometry.capacity_bytes else stores.disk_of)
     scatter = Scatter(endpoint, client, stores.rank_of, kind, space.told)
-    gather = Gather(client, stores, kind, found_damage)
-    parts = Parts(client, stores, kind, found_damage)
+    local = local or LocalStores(lambda store: None)
+    gather = Gather(client, stores, kind, found_damage, local)
+    parts = Parts(client, stores, kind, found_damage, local)
     pool_bytes = options.dirty_bytes_max + options.cache_bytes_max // 4
     pool = BufferPool(IMAGE_HEADER_BYTES, pool_bytes)
     cache = ChunkCache(gather.fetch, parts, options.cache_bytes_max, pool)

@@ -284,9 +284,12 @@ class Crew(Roster):
 
     def forget(self, store: int) -> None:
         """The store has left the volume; its rank, if there is one, stays without a store."""
+        gone = [worker for worker in self.workers if worker.store == store]
         self.workers = [worker for worker in self.workers if worker.store != store]
         self._serves.pop(store, None)
         self._places.pop(store, None)
+        for worker in gone:
+            self.on_change(worker)
 
     def revive(self, entry: StoreEntry) -> None:
         """Has a store served again that is lost, or whose identity is another one now: by its

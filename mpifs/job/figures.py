@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from mpifs.data.local_stores import LocalStores
 from mpifs.fuse.figures import FIGURES
 from mpifs.job.crew import Crew
 from mpifs.job.report import Document
@@ -23,6 +24,7 @@ def figures(
     vfs: Vfs,
     client: Client,
     crew: Crew,
+    local: LocalStores,
 ) -> Document:
     """The document.  Any thread."""
     sums = client.traffic.sums()
@@ -51,6 +53,7 @@ def figures(
             "cached_bytes": cache.bytes_used,
             "cache_hits": cache.hits,
             "cache_misses": cache.misses,
+            "local_read_bytes": local.bytes_read,
         },
         "commits": {
             "count": vfs.committer.commits,

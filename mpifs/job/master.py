@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from mpifs import faultpoint
-from mpifs.core.errors import PosixError
+from mpifs.core.errors import LostStoreError, PosixError
 from mpifs.core.limits import (
     IDLE_LOOK_S,
     MEMORY_LOOK_S,
@@ -29,6 +29,7 @@ from mpifs.core.limits import (
     UNUSED_JOB_S,
 )
 from mpifs.core.types import StoreState, opened
+from mpifs.data.local_stores import LocalStores
 from mpifs.datafile import DATA_NAME
 from mpifs.fuse import kernel_mounts
 from mpifs.fuse.mount import FuseMount
@@ -49,7 +50,7 @@ from mpifs.job.memory import MemoryWatch
 from mpifs.job.mend_service import MendService
 from mpifs.job.options import JobOptions, parse_options
 from mpifs.job.recovery import restarter_of
-from mpifs.job.roster import DEAD, LOST
+from mpifs.job.roster import DEAD, LOST, Worker
 from mpifs.job.scrub_service import ScrubService
 from mpifs.job.signals import SignalGate
 from mpifs.job.stage_service import StageService
@@ -59,6 +60,7 @@ from mpifs.job.transfer_service import TransferService
 from mpifs.kv import Sync
 from mpifs.repair.copies import CopyStores
 from mpifs.repair.index_copier import IndexCopier
+from mpifs.store.folder import data_path
 from mpifs.transport.client import Client
 from mpifs.transport.endpoint import Endpoint
 from mpifs.vfs.facade import Vfs
@@ -81,6 +83,7 @@ class Master:
         self.options: JobOptions = parse_options(config.options, config.volume)
         self.client = Client(endpoint)
         self.crew = Crew(self.client, config.workers, restarter_of(config, self.client))
+        self._local_stores = LocalStores(self._local_path)
         self._stop = threading.Event()
         self._news = threading.Event()
         self._undo = contextlib.ExitStack()
@@ -97,7 +100,7 @@ class Master:
         try:
             self._start()
             mine = list(processes.this_process())
-            self.crew.on_change = lambda worker: self._news.set()
+            self.crew.on_change = self._on_change
             threading.Thread(target=self._tell_news, name="roster", daemon=True).start()
             job_state.change(
                 folder, job, job_state.READY, rank0=mine, workers=self._roster(), lost=self._lost()
@@ -145,6 +148,7 @@ class Master:
             self.crew,
             self.options.vfs,
             mender.note,
+            self._local_stores,
         )
         heal = HealService(self.config.folder.index, index, vfs, self.client, self.crew, turn)
         self._undo.callback(heal.finish)
@@ -181,7 +185,8 @@ class Master:
 
         control.register("status", lambda _: status())
         control.register(
-            "figures", lambda _: figures(status, scrub.document, vfs, self.client, crew)
+            "figures",
+            lambda _: figures(status, scrub.document, vfs, self.client, crew, self._local_stores),
         )
         control.register("drop_caches", lambda _: _drop_caches(vfs))
         files.FileService(vfs).register(control)
@@ -246,6 +251,22 @@ class Master:
             elif time.monotonic() - seen > UNUSED_JOB_S:
                 log.warning("no command has been here for %.0f s: ending", UNUSED_JOB_S)
                 self._stop.set()
+
+    def _on_change(self, worker: Worker) -> None:
+        self._local_stores.close(worker.store)
+        self._news.set()
+
+    def _local_path(self, store: int) -> str | None:
+        """The data file of a store that is served on this host and may be read past its worker."""
+        if not self.options.vfs.reads_past_workers or faultpoint.is_asked("store.read"):
+            return None
+        try:
+            rank = self.crew.rank_of(store)
+        except LostStoreError:
+            return None
+        endpoint = self.client.endpoint
+        is_here = endpoint.host(rank) == endpoint.host(endpoint.rank)
+        return data_path(self.config.folder.path, store) if is_here else None
 
     def _roster(self) -> list[dict[str, Any]]:
         return [

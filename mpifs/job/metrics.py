@@ -85,6 +85,8 @@ def _volume(document: Document) -> Iterator[Metric]:
     yield _gauge("mpifs_cached_bytes", "Bytes of chunks in memory.", memory["cached_bytes"])
     yield _counter("mpifs_cache_hits", "Chunks that were in memory.", memory["cache_hits"])
     yield _counter("mpifs_cache_misses", "Chunks that were fetched.", memory["cache_misses"])
+    text = "Bytes read past workers on rank 0's host."
+    yield _counter("mpifs_local_read_bytes", text, memory["local_read_bytes"])
     yield _counter("mpifs_commits", "Commits of the index.", commits["count"])
     yield _counter("mpifs_commit_seconds", "Time that they took.", commits["seconds"])
 

@@ -53,6 +53,10 @@ def parse_options(words: Iterable[str], volume: str) -> JobOptions:
             if value not in ("full", "relaxed"):
                 raise FormatError(f"mount option '{word}': sync is full or relaxed")
             is_relaxed = value == "relaxed"
+        elif key == "reads" and has_value:
+            if value not in ("local", "mpi"):
+                raise FormatError(f"mount option '{word}': reads is local or mpi")
+            vfs = replace(vfs, reads_past_workers=value == "local")
         elif key == "restart":
             restarts = _times(word, value)
         elif key in ("fsname", "subtype"):

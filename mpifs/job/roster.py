@@ -44,7 +44,8 @@ class Roster:
     """The workers of a job; see data.stores.Stores.  `free` and `disk_of` hold what each store told
     at SERVE.
 
-    `on_change(worker)` is called, without a lock, after a worker began or ceased to serve.
+    `on_change(worker)` is called, without a lock, after a worker began or ceased to serve, or its
+    store left the volume.
     """
 
     def __init__(self) -> None:

@@ -18,6 +18,7 @@ from mpifs.core.errors import DamageError, FormatError, FullError, InUseError, M
 from mpifs.core.superblock import SUPERBLOCK_BYTES, SUPERBLOCK_NAME, Role, Superblock
 from mpifs.core.superblock import decode as decode_superblock
 from mpifs.core.superblock import encode as encode_superblock
+from mpifs.datafile import DATA_NAME
 
 LOCK_NAME = "lock"
 _PREFIX = "worker-"
@@ -27,6 +28,11 @@ _NAME = re.compile(r"worker-([1-9][0-9]{0,4})\Z")
 def store_folder(volume_folder: str, store: int) -> str:
     """Where a volume keeps the store with this id."""
     return os.path.join(volume_folder, f"{_PREFIX}{store}")
+
+
+def data_path(volume_folder: str, store: int) -> str:
+    """The data file of a store's large chunks."""
+    return os.path.join(store_folder(volume_folder, store), "large", DATA_NAME)
 
 
 def find_stores(volume_folder: str) -> list[tuple[int, bytes, bytes]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from mpifs.core.checksum import CHECKSUM_BYTES, ChecksumFunction
+from mpifs.core.checksum import CHECKSUM_BYTES, ChecksumFunction, block_sums
 from mpifs.core.errors import ChunkMissingError, DamageError, ProtocolError
 from mpifs.core.image import IMAGE_HEADER_BYTES, KEY_BYTES, decode_key, decode_keys, padded
 from mpifs.core.limits import (
@@ -115,7 +115,9 @@ class Reads:
             payload = lease.image[IMAGE_HEADER_BYTES:]
             if asked.table:
                 payload = memoryview(bytes(payload))
-                table = _table_of(payload, asked.checksum, self._checksum())
+                if self._checksum()(payload) != asked.checksum:
+                    raise DamageError("the chunk holds other bytes: checksum is wrong")
+                table = block_sums(payload, PART_BLOCK_BYTES, self._checksum())
             body = bytes(payload[begin:end])
             places.note(asked.key, bytes(lease.image[:IMAGE_HEADER_BYTES]))
         request.reply(args=table, body=body, items=asked.count, free=self._free())
@@ -147,15 +149,3 @@ def _range(asked: GetPart) -> tuple[int, int]:
     ):
         raise ProtocolError("GET_PART of impossible blocks")
     return begin, end
-
-
-def _table_of(payload: memoryview, wanted: bytes, checksum: ChecksumFunction) -> bytes:
-    """The sums of all blocks.  Raises DamageError if the sum of all bytes is another one."""
-    if checksum(payload) != wanted:
-        raise DamageError("the chunk holds other bytes: checksum is wrong")
-    return b"".join(
-        [
-            checksum(payload[at : at + PART_BLOCK_BYTES])
-            for at in range(0, len(payload), PART_BLOCK_BYTES)
-        ]
-    )

@@ -192,6 +192,10 @@ def test_a_worker_that_cannot_start_is_given_up_until_the_next_mount(
     (one.mountpoint / "file").write_bytes(data)
     layout = json.loads(mpifs("layout", str(one.mountpoint / "file"), "--json").stdout)[0]
     kill(one, 2)
+    deadline = time.monotonic() + 30
+    while [row["state"] for row in workers(one)] != ["serving", "lost"]:
+        assert time.monotonic() < deadline, one.log()  # until then its store may still be read
+        time.sleep(0.1)
     for chunk in layout["chunks"]:
         start = chunk["index"] * CHUNK
         with open(one.mountpoint / "file", "rb", buffering=0) as file:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import random
+import signal
+import time
 from collections.abc import Callable
-from errno import EIO
+from errno import EIO, EOPNOTSUPP
+from pathlib import Path
 
 import pytest
 
@@ -82,3 +85,55 @@ def flip_back(one: Volume, worker: int, data: bytes, chunk: int) -> None:
     payload = bytearray(data[chunk * CHUNK : (chunk + 1) * CHUNK])
     payload[1005] ^= 0x10
     flip(one.store, worker, bytes(payload))
+
+
+def local_bytes(one: Volume) -> int:
+    """What rank 0 has read past its workers."""
+    printed = one.mpifs("metrics", one.mnt).stdout
+    (line,) = [x for x in printed.splitlines() if x.startswith(b"mpifs_local_read_bytes_total")]
+    return int(float(line.split()[1]))
+
+
+def tells_what_is_in_memory(folder: Path) -> bool:
+    """Whether this file system knows RWF_NOWAIT; else every chunk is read by its worker."""
+    (folder / "probe").write_bytes(b"x")
+    with opened(folder / "probe", os.O_RDONLY) as fd:
+        try:
+            os.preadv(fd, [bytearray(1)], 0, os.RWF_NOWAIT)
+        except OSError as error:
+            return error.errno != EOPNOTSUPP
+    return True
+
+
+@pytest.mark.parametrize("reads", ["local", "mpi"])
+def test_reads_past_the_workers(volume: Make, reads: str) -> None:
+    """With workers that stand still: what is in memory is read all the same, unless told not to."""
+    one = volume(
+        workers=2, mkfs=("--chunk-size", str(CHUNK)), options=(f"reads={reads}", "cache=8MiB")
+    )
+    if not tells_what_is_in_memory(one.folder):
+        pytest.skip("this file system does not know what is in memory")
+    data = pattern(COUNT * CHUNK)
+    put(one / "file", data)
+    chance = random.Random(4)
+    with opened(one / "file", os.O_RDONLY) as fd:
+        forget(fd)
+        pids = [row["pid"] for row in one.status()["workers"]]
+        try:
+            if reads == "local":
+                for pid in pids:
+                    os.kill(pid, signal.SIGSTOP)
+            started = time.monotonic()
+            assert read_all(fd, len(data)) == data
+            forget(fd)
+            for _ in range(100):
+                at = chance.randrange(len(data) - PAGE)
+                assert read_all(fd, PAGE, at) == data[at : at + PAGE]
+            assert time.monotonic() - started < 5
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+    if reads == "mpi":
+        assert local_bytes(one) == 0
+    else:
+        assert local_bytes(one) >= len(data) - 8 * 1024 * KIB

@@ -275,7 +275,7 @@ def test_reused_pages_never_reach_a_reader(reused: Reused, monkeypatch: pytest.M
     for chunk in range(count):
         reused.write(chunk, old[chunk])
     reused.vfs.sync()
-    for turn in range(1, 25):  # a busy machine frees pages in few, large transactions
+    for turn in range(1, 25):
         refs = [reused.ref(chunk) for chunk in range(count)]
         for chunk, (key, ref) in enumerate(refs):
             for start in (0, 5 * BLOCK, CHUNK - BLOCK):
@@ -285,8 +285,9 @@ def test_reused_pages_never_reach_a_reader(reused: Reused, monkeypatch: pytest.M
         for chunk in range(count):
             reused.write(chunk, new[chunk])
         reused.clean()
-        for chunk in range(count):  # into the pages that are free now
+        for chunk in range(count):  # into the pages that are free now, by many small transactions
             reused.write(count + chunk, new[chunk][::-1])
+            reused.vfs.sync()
         reused.clean()
         for chunk, (key, ref) in enumerate(refs):
             part = reused.part(key, ref, 5 * BLOCK)

@@ -17,9 +17,11 @@ from mpifs.core.kinds import Kind
 from mpifs.core.messages import Serve, StoreStats, decode_args, encode_args
 from mpifs.core.superblock import Role, Superblock
 from mpifs.core.types import ChecksumKind, ChunkKey, ChunkRef, StoreEntry, StoreId, StoreState
+from mpifs.data.local_stores import LocalStores
 from mpifs.datafile import DATA_NAME
 from mpifs.index.index import Index
 from mpifs.job.assembly import VfsOptions, build_vfs
+from mpifs.store.folder import data_path
 from mpifs.store.service import StoreService
 from mpifs.store.stage import Staging
 from mpifs.store.value import home_name
@@ -81,6 +83,13 @@ class LoopbackVolume:
         ]
         Index.make(os.fspath(folder / "index"), block, stores)
         self.vfs: Vfs | None = None
+        self.local: LocalStores | None = None
+        """Set before `open`: large chunks are read past the workers."""
+
+    def read_past_workers(self) -> LocalStores:
+        """From the next `open` on."""
+        self.local = LocalStores(lambda store: data_path(os.fspath(self.folder), store))
+        return self.local
 
     def open(
         self,
@@ -121,6 +130,7 @@ class LoopbackVolume:
             FixedStores(self.workers, free, disks),
             options or VfsOptions(),
             on_damage,
+            self.local,
         )
         return self.vfs
 
