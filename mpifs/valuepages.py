@@ -15,6 +15,7 @@ import contextlib
 import os
 import struct
 from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 
 from mpifs.core import tree_page
 from mpifs.core.limits import BODY_BYTES_MAX
@@ -57,13 +58,28 @@ def place_of(fd: int, database: str, key: bytes) -> int | None:
 
 
 def places_from(fd: int, database: str, key: bytes) -> dict[bytes, int]:
-    """As place_of, of `key` and of the keys that follow it in its leaf of the tree, some dozens.
+    """As place_of, of `key` and of the keys that follow it in its leaf of the tree, some dozens;
+    also of values that stand in the leaf itself, which any commit may move.
 
     Does not wait for a disk: what is not in memory is not found.
     """
     with contextlib.suppress(OSError, OverflowError, PageError, struct.error):
         return _Search(fd, os.RWF_NOWAIT).places_from(database.encode(), key)
     return {}
+
+
+class _Keys(Sequence[bytes]):
+    """The keys of a branch or leaf page, decoded one by one: a search needs few of them."""
+
+    def __init__(self, page: bytes, places: tuple[int, ...]) -> None:
+        self._page = page
+        self._places = places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> bytes:  # type: ignore[override]
+        return tree_page.key_of(self._page, self._places[index])
 
 
 class _Search:
@@ -105,12 +121,15 @@ class _Search:
         if tree is None:
             return {}
         page, number = self._leaf(tree, key)
-        _, nodes = tree_page.read_leaf(page, number, NODE_PLAIN)
-        return {
-            node.key: node.value_at * self._page_bytes + HEADER_BYTES
-            for node in nodes
-            if node.key >= key
-        }
+        places = tree_page.node_places(page, number, tree_page.LEAF)
+        found = {}
+        for at in places[bisect_left(_Keys(page, places), key) :]:
+            node, _, _ = tree_page.leaf_node(page, at)
+            if node.is_long:
+                found[node.key] = node.value_at * self._page_bytes + HEADER_BYTES
+            else:
+                found[node.key] = number * self._page_bytes + node.value_at
+        return found
 
     def _value(self, database: bytes, key: bytes) -> Node | None:
         """The node of a value that has pages of its own."""
@@ -136,8 +155,11 @@ class _Search:
         """The leaf in which a key belongs, and its number."""
         number = tree.root
         for _ in range(min(tree.depth, DEPTH_MAX) - 1):
-            keys, children = tree_page.read_branch(self._read(number), number)
-            number = children[bisect_right(keys, key) - 1]
+            page = self._read(number)
+            places = tree_page.node_places(page, number, tree_page.BRANCH)
+            keys = _Keys(page, places)
+            at = places[bisect_right(keys, key, 1) - 1]  # the first key is meaningless
+            number = tree_page.child_of(page, at)
         return self._read(number), number
 
     def _read(self, number: int) -> bytes:

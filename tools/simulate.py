@@ -296,7 +296,7 @@ def create(rig: Rig, count: int) -> Figure:
 
 def read(rig: Rig, count: int, readers: int, fuse_s: float) -> Figure:
     """Chunks fetched, verified and handed on by several threads."""
-    gather = Gather(rig.client, rig.crew, KIND, lambda *_: None, LocalStores(lambda _: None))
+    gather = Gather(rig.client, rig.crew, KIND, lambda *_: None, LocalStores(lambda *_: None))
     checksum, stores = function_of(KIND)(bytes(rig.size)), rig.crew.placement_stores()
 
     def reader(inode: int) -> Callable[[], None]:

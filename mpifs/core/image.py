@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from mpifs.core.checksum import Buffer, guard64
 from mpifs.core.errors import DamageError
-from mpifs.core.limits import CHUNK_BYTES_MAX
+from mpifs.core.limits import CHUNK_BYTES_MAX, SMALL_VALUE_BYTES_MAX
 from mpifs.core.types import ChecksumKind, ChunkKey
 
 MAGIC = b"mpCH"
@@ -26,6 +26,16 @@ assert _BODY.size + _GUARD.size == _WHOLE.size == IMAGE_HEADER_BYTES
 _KEY = struct.Struct(">QQQ")
 KEY_BYTES = 24
 assert _KEY.size == KEY_BYTES
+
+COPY_INODE = 0
+"""Inode number of the pieces of the index's copies; no file has it."""
+
+
+def home_name(inode: int, length: int) -> str:
+    """The environment of a store that a chunk with `length` payload bytes belongs to."""
+    if inode == COPY_INODE:
+        return "copy"
+    return "small" if length <= SMALL_VALUE_BYTES_MAX else "large"
 
 
 class ImageHeader(NamedTuple):

@@ -266,6 +266,18 @@ def read_branch(page: bytes, number: int) -> tuple[list[bytes], list[int]]:
     return keys, children
 
 
+def key_of(page: bytes, at: int) -> bytes:
+    """The key of the node at a place of a branch or leaf.  Raises struct.error outside the page."""
+    _, _, key_bytes = _NODE.unpack_from(page, at)
+    return page[at + NODE_BYTES : at + NODE_BYTES + key_bytes]
+
+
+def child_of(page: bytes, at: int) -> int:
+    """The child of the node at a place of a branch.  Raises struct.error outside the page."""
+    low, high, _ = _NODE.unpack_from(page, at)
+    return int(low | high << 32)
+
+
 def is_ordered(keys: list[bytes]) -> bool:
     """Whether each key is greater than the one before."""
     return all(map(lt, keys, keys[1:]))

@@ -18,7 +18,7 @@ from mpifs.core import image
 from mpifs.core.checksum import function_of
 from mpifs.core.errors import DamageError, MpifsError, SilentError, tells_damage, was_garbled
 from mpifs.core.kinds import Kind
-from mpifs.core.limits import GARBLED_TRIES, RECOVERY_S, SMALL_VALUE_BYTES_MAX
+from mpifs.core.limits import GARBLED_TRIES, RECOVERY_S
 from mpifs.core.types import ChecksumKind, ChunkKey, ChunkRef
 from mpifs.data.local_stores import LocalStores
 from mpifs.data.stores import Stores
@@ -27,6 +27,7 @@ from mpifs.transport.client import Client
 log = logging.getLogger(__name__)
 
 _ROOM = image.IMAGE_HEADER_BYTES
+_PLACES_TRIED = 2  # the one that is known, perhaps from long ago, and a new one.
 
 
 class Gather:
@@ -89,6 +90,10 @@ class Gather:
             f"chunk {key.chunk} of inode {key.inode} cannot be read: " + "; ".join(sentences)
         )
 
+    def is_near(self, key: ChunkKey, ref: ChunkRef) -> bool:
+        """Whether `fetch` will most likely need no worker, so that nobody needs to run ahead."""
+        return any(self._local.has(store, key, ref) for store in ref.stores)
+
     def fetch_many(
         self,
         wanted: Sequence[tuple[ChunkKey, ChunkRef]],
@@ -129,18 +134,27 @@ class Gather:
         A store that seems to have wrong bytes goes to the head of `order`: it is asked first, so
         that damage is found.
         """
-        if ref.length <= SMALL_VALUE_BYTES_MAX:
-            return None  # it is in an environment that is not read past its worker
         payload = memoryview(into)[_ROOM : _ROOM + ref.length]
-        stored = image.encode_key(key)
         for place, store in enumerate(order):
-            if self._local.read(store, stored, _ROOM, payload):
-                if self._sum(payload) == ref.checksum:
-                    return payload
-                self._local.forget(store, stored)
+            is_right = self._read_here(store, key, ref, payload)
+            if is_right:
+                return payload
+            if is_right is False:
                 order.insert(0, order.pop(place))
                 break
         return None
+
+    def _read_here(
+        self, store: int, key: ChunkKey, ref: ChunkRef, payload: memoryview
+    ) -> bool | None:
+        """Whether what was read past a worker has the right sum; None if nothing could be."""
+        for _ in range(_PLACES_TRIED):
+            if not self._local.read(store, key, ref, 0, payload):
+                return None
+            if self._sum(payload) == ref.checksum:
+                return True
+            self._local.forget(store, key, ref)
+        return False
 
     def _in_turn(self, stores: tuple[int, ...]) -> list[int]:
         """The stores in the order in which they are asked."""

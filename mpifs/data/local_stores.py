@@ -13,70 +13,76 @@ read, which has a deadline.
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import logging
 import os
 import threading
 from collections.abc import Callable
+from typing import TypeAlias
 
+from mpifs.core.image import IMAGE_HEADER_BYTES, encode_key, home_name
 from mpifs.core.limits import LOCAL_PLACES_MAX
+from mpifs.core.types import ChunkKey, ChunkRef
 from mpifs.valuepages import places_from
+
+Target: TypeAlias = "bytearray | memoryview"
 
 log = logging.getLogger(__name__)
 
 
 class LocalStores:
-    """`path_of` gives the data file of a store's large chunks if it is served on this host and may
-    be read, else None.  Any thread."""
+    """`path_of` gives the data file of a store's environment (`small` or `large`) if the store is
+    served on this host and may be read, else None.  Any thread."""
 
-    def __init__(self, path_of: Callable[[int], str | None]) -> None:
+    def __init__(self, path_of: Callable[[int, str], str | None]) -> None:
         self._path_of = path_of
-        self._files: dict[int, _DataFile | None] = {}
+        self._files: dict[tuple[int, str], _DataFile | None] = {}
         self.bytes_read = 0
         """Roughly: threads may lose counts."""
 
-    def read(self, store: int, key: bytes, begin: int, into: bytearray | memoryview) -> bool:
-        """Fills `into` with what lies from byte `begin` of a chunk's image on.
+    def read(self, store: int, key: ChunkKey, ref: ChunkRef, begin: int, into: Target) -> bool:
+        """Fills `into` with what lies from payload byte `begin` of a chunk on.
 
         False if it is not to be had here: then ask the worker; `into` may hold anything.
         """
-        file = self._files.get(store)
+        place = store, home_name(key.inode, ref.length)
+        file = self._files.get(place)
         if file is None:
-            file = self._open(store)
+            file = self._open(place)
             if file is None:
                 return False
-        if not file.read(key, begin, into):
+        if not file.read(encode_key(key), IMAGE_HEADER_BYTES + begin, into):
             return False
         self.bytes_read += len(into)
         return True
 
-    def forget(self, store: int, key: bytes) -> None:
+    def has(self, store: int, key: ChunkKey, ref: ChunkRef) -> bool:
+        """Whether the first byte of a chunk seems to be here; most likely all of it is then."""
+        return self.read(store, key, ref, 0, bytearray(1))
+
+    def forget(self, store: int, key: ChunkKey, ref: ChunkRef) -> None:
         """What was read of a chunk is wrong: its place is looked up anew."""
-        file = self._files.get(store)
+        file = self._files.get((store, home_name(key.inode, ref.length)))
         if file is not None:
-            file.places.pop(key, None)
+            file.places.pop(encode_key(key), None)
 
     def close(self, store: int) -> None:
-        """A store is served no longer, or again: its file may be another one."""
-        self._files.pop(store, None)
+        """A store is served no longer, or again: its files may be other ones."""
+        for side in ("small", "large"):
+            self._files.pop((store, side), None)
 
-    def close_all(self) -> None:
-        """As `close` of all of them."""
-        self._files.clear()
-
-    def _open(self, store: int) -> _DataFile | None:
-        if store in self._files:
+    def _open(self, place: tuple[int, str]) -> _DataFile | None:
+        if place in self._files:
             return None  # it cannot be read
-        path = self._path_of(store)
+        path = self._path_of(*place)
         if path is None:
             return None
         file = None
         try:
             file = _DataFile(path)
         except OSError as error:
-            log.info("store %d is read by its worker alone: %s", store, error)
-        self._files[store] = file
+            log.info("%s is read by its worker alone: %s", path, error)
+        self._files[place] = file
         return file
 
 
@@ -99,7 +105,7 @@ class _DataFile:
             os.preadv(file.fileno(), [bytearray(1)], 0, os.RWF_NOWAIT)
         return file
 
-    def read(self, key: bytes, begin: int, into: bytearray | memoryview) -> bool:
+    def read(self, key: bytes, begin: int, into: Target) -> bool:
         """See LocalStores.read."""
         file = self._file
         place = self.places.get(key)
@@ -110,9 +116,10 @@ class _DataFile:
             return place is not None and len(into) == os.preadv(
                 file.fileno(), [into], place + begin, os.RWF_NOWAIT
             )
-        except OSError as error:
-            if error.errno != errno.EAGAIN:
-                log.info("%s: %s", self._path, error)
+        except BlockingIOError:
+            return False
+        except (OSError, OverflowError) as error:  # a damaged page may name any place
+            log.info("%s: %s", self._path, error)
             return False
 
     def _find(self, key: bytes) -> int | None:

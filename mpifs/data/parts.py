@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from mpifs.core.checksum import CHECKSUM_BYTES, block_sums, function_of
 from mpifs.core.errors import tells_damage
-from mpifs.core.image import IMAGE_HEADER_BYTES, encode_key
+from mpifs.core.image import encode_key
 from mpifs.core.kinds import Kind
 from mpifs.core.limits import (
     PART_BLOCK_BYTES,
@@ -150,11 +150,10 @@ class Parts:
             if len(self._scratch) < ref.length:
                 self._scratch = bytearray(ref.length)
             payload = memoryview(self._scratch)[: ref.length]
-            stored = encode_key(key)
-            if not self._local.read(store, stored, IMAGE_HEADER_BYTES, payload):
+            if not self._local.read(store, key, ref, 0, payload):
                 return None
             if self._sum(payload) != ref.checksum:
-                self._local.forget(store, stored)
+                self._local.forget(store, key, ref)
                 return None
             table = block_sums(payload, PART_BLOCK_BYTES, self._sum)
         finally:
@@ -168,12 +167,11 @@ class Parts:
         """The blocks, verified, if they can be had past the worker."""
         begin = first * PART_BLOCK_BYTES
         body = memoryview(bytearray(min(count * PART_BLOCK_BYTES, ref.length - begin)))
-        stored = encode_key(key)
-        if not self._local.read(store, stored, IMAGE_HEADER_BYTES + begin, body):
+        if not self._local.read(store, key, ref, begin, body):
             return None
         if self._are_right(body, table, first):
             return body
-        self._local.forget(store, stored)
+        self._local.forget(store, key, ref)
         return None
 
     def _fetch(

@@ -79,14 +79,14 @@ def build_vfs(
     # With a capacity each store tells its own share, also of a disk that others use.
     space = Space(stores.free, {} if index.geometry.capacity_bytes else stores.disk_of)
     scatter = Scatter(endpoint, client, stores.rank_of, kind, space.told)
-    local = local or LocalStores(lambda store: None)
+    local = local or LocalStores(lambda store, side: None)
     gather = Gather(client, stores, kind, found_damage, local)
     parts = Parts(client, stores, kind, found_damage, local)
     pool_bytes = options.dirty_bytes_max + options.cache_bytes_max // 4
     pool = BufferPool(IMAGE_HEADER_BYTES, pool_bytes)
     cache = ChunkCache(gather.fetch, parts, options.cache_bytes_max, pool)
     ahead = min(READAHEAD_BYTES_MAX, options.cache_bytes_max // 8)
-    small_ahead = SmallAhead(index, cache, gather.fetch_many)
+    small_ahead = SmallAhead(index, cache, gather.fetch_many, gather.is_near)
     reader = Reader(index, cache, small_ahead, READAHEAD_THREADS, ahead)
     committer = Committer(
         index,

@@ -256,8 +256,8 @@ class Master:
         self._local_stores.close(worker.store)
         self._news.set()
 
-    def _local_path(self, store: int) -> str | None:
-        """The data file of a store that is served on this host and may be read past its worker."""
+    def _local_path(self, store: int, side: str) -> str | None:
+        """A data file of a store that is served on this host and may be read past its worker."""
         if not self.options.vfs.reads_past_workers or faultpoint.is_asked("store.read"):
             return None
         try:
@@ -266,7 +266,7 @@ class Master:
             return None
         endpoint = self.client.endpoint
         is_here = endpoint.host(rank) == endpoint.host(endpoint.rank)
-        return data_path(self.config.folder.path, store) if is_here else None
+        return data_path(self.config.folder.path, store, side) if is_here else None
 
     def _roster(self) -> list[dict[str, Any]]:
         return [

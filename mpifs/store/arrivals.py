@@ -6,11 +6,11 @@ import errno
 
 from mpifs.core.checksum import ChecksumFunction
 from mpifs.core.errors import DamageError, PosixError, ProtocolError
-from mpifs.core.image import IMAGE_HEADER_BYTES, split_batch
+from mpifs.core.image import COPY_INODE, IMAGE_HEADER_BYTES, split_batch
 from mpifs.core.limits import BATCH_COUNT_MAX, INDEX_COPY_PIECE_BYTES
 from mpifs.core.messages import Serve
 from mpifs.store.chunks import Image
-from mpifs.store.value import COPY_INODE, stored_bytes
+from mpifs.store.value import stored_bytes
 from mpifs.transport.request import Request
 
 

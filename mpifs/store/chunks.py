@@ -37,12 +37,14 @@ from mpifs.core.errors import (
     PosixError,
 )
 from mpifs.core.image import (
+    COPY_INODE,
     IMAGE_HEADER_BYTES,
     ImageHeader,
     decode_header,
     decode_key,
     encode_header_into,
     encode_key,
+    home_name,
 )
 from mpifs.core.limits import LEASE_CLOSE_S
 from mpifs.core.messages import StoreStats
@@ -61,9 +63,7 @@ from mpifs.store.folder import (
 )
 from mpifs.store.room import StoreRoom
 from mpifs.store.side import GroupChange, Side
-from mpifs.store.value import COPY_INODE, home_name, is_whole, stored_bytes
-
-__all__ = ["COPY_INODE", "Change", "ChunkStore", "Image", "Lease"]
+from mpifs.store.value import is_whole, stored_bytes
 
 _log = logging.getLogger(__name__)
 

@@ -30,9 +30,9 @@ def store_folder(volume_folder: str, store: int) -> str:
     return os.path.join(volume_folder, f"{_PREFIX}{store}")
 
 
-def data_path(volume_folder: str, store: int) -> str:
-    """The data file of a store's large chunks."""
-    return os.path.join(store_folder(volume_folder, store), "large", DATA_NAME)
+def data_path(volume_folder: str, store: int, side: str) -> str:
+    """The data file of one of a store's environments."""
+    return os.path.join(store_folder(volume_folder, store), side, DATA_NAME)
 
 
 def find_stores(volume_folder: str) -> list[tuple[int, bytes, bytes]]:

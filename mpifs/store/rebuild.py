@@ -25,6 +25,7 @@ from mpifs.core.image import (
     KEY_BYTES,
     MAGIC,
     encode_key,
+    home_name,
 )
 from mpifs.core.limits import KV_SLACK_BYTES, MEND_BYTES_MAX, MIB
 from mpifs.core.mending import correct_header
@@ -35,7 +36,7 @@ from mpifs.store.folder import lock_folder, put_in_place, remove_folder, store_f
 from mpifs.store.identity import make_right
 from mpifs.store.inspection import file_problems, has_side
 from mpifs.store.side import SIDES, Side, SideChange
-from mpifs.store.value import header_of, home_name, is_whole, stored_bytes
+from mpifs.store.value import header_of, is_whole, stored_bytes
 
 Range = tuple[bytes, "bytes | None"]
 _LOCAL = re.compile(

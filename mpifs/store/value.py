@@ -8,16 +8,6 @@ from mpifs.core.image import IMAGE_HEADER_BYTES, ImageHeader, decode_header
 from mpifs.core.limits import SMALL_VALUE_BYTES_MAX
 from mpifs.core.types import ChecksumKind
 
-COPY_INODE = 0
-"""Inode number of the pieces of the index's copies; no file has it."""
-
-
-def home_name(inode: int, length: int) -> str:
-    """The environment that a chunk with `length` payload bytes belongs to."""
-    if inode == COPY_INODE:
-        return "copy"
-    return "small" if length <= SMALL_VALUE_BYTES_MAX else "large"
-
 
 def stored_bytes(length: int) -> int:
     """Size of the stored value of a chunk with `length` payload bytes."""

@@ -50,7 +50,8 @@ class _Trail:
 class SmallAhead:
     """One thread that fetches.  `note` may be called by any thread and waits for nothing.
 
-    `fetch` brings what it can of the chunks wanted and gives it to a function.
+    `fetch` brings what it can of the chunks wanted and gives it to a function.  `is_near` says of
+    one whether it is had without a round trip: while the first of a row is, none is fetched.
     """
 
     def __init__(
@@ -58,10 +59,12 @@ class SmallAhead:
         index: Index,
         cache: ChunkCache,
         fetch: Callable[[Sequence[Wanted], Callable[[ChunkKey, memoryview], None]], None],
+        is_near: Callable[[ChunkKey, ChunkRef], bool],
     ) -> None:
         self._index = index
         self._cache = cache
         self._fetch = fetch
+        self._is_near = is_near
         self._trails: dict[int, _Trail] = {}
         self._queue: deque[tuple[int, _Trail]] = deque(maxlen=SMALL_AHEAD_FOLDERS)
         self._wanted = threading.Semaphore(0)
@@ -110,13 +113,17 @@ class SmallAhead:
         entries = self._index.entries(parent, max(trail.name, trail.end), SMALL_AHEAD_COUNT)
         wanted: list[Wanted] = []
         size = 0
+        is_far = True
         last = middle = b""
         for position, (name, ino, kind) in enumerate(entries):
             last = name
             if position == len(entries) // 2:
                 middle = name
-            found = self._small(ino) if stat.S_ISREG(kind) else None
+            found = self._small(ino) if is_far and stat.S_ISREG(kind) else None
             if found is not None:
+                if not wanted and self._is_near(*found):
+                    is_far = False
+                    continue
                 wanted.append(found)
                 size += found[1].length
                 if size >= SMALL_AHEAD_BYTES:

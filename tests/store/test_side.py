@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from mpifs.core.errors import ChunkMissingError, FullError, PosixError
-from mpifs.core.image import encode_key
+from mpifs.core.image import COPY_INODE, encode_key
 from mpifs.core.types import ChunkKey
-from mpifs.store.chunks import COPY_INODE, Change, ChunkStore
+from mpifs.store.chunks import Change, ChunkStore
 from mpifs.store.side import Counters, GroupChange, Side, SideChange
 from tests.store.damage import flip, payload_in, put_row, read_row, side_named, value_of
 from tests.store.images import image, open_store

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from mpifs.core.buffers import BufferPool
-from mpifs.core.image import IMAGE_HEADER_BYTES, encode_key
+from mpifs.core.image import IMAGE_HEADER_BYTES, encode_key, home_name
 from mpifs.core.kinds import Kind
 from mpifs.core.messages import Serve, StoreStats, decode_args, encode_args
 from mpifs.core.superblock import Role, Superblock
@@ -24,7 +24,6 @@ from mpifs.job.assembly import VfsOptions, build_vfs
 from mpifs.store.folder import data_path
 from mpifs.store.service import StoreService
 from mpifs.store.stage import Staging
-from mpifs.store.value import home_name
 from mpifs.transport.client import Client
 from mpifs.transport.loopback import make_world
 from mpifs.transport.server import Server
@@ -88,7 +87,8 @@ class LoopbackVolume:
 
     def read_past_workers(self) -> LocalStores:
         """From the next `open` on."""
-        self.local = LocalStores(lambda store: data_path(os.fspath(self.folder), store))
+        folder = os.fspath(self.folder)
+        self.local = LocalStores(lambda store, side: data_path(folder, store, side))
         return self.local
 
     def open(
