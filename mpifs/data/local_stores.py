@@ -79,7 +79,7 @@ class LocalStores:
             return None
         file = None
         try:
-            file = _DataFile(path)
+            file = _DataFile(path, lambda: LOCAL_PLACES_MAX // max(1, len(self._files)))
         except OSError as error:
             log.info("%s is read by its worker alone: %s", path, error)
         self._files[place] = file
@@ -89,11 +89,12 @@ class LocalStores:
 class _DataFile:
     """An open data file and the places of its chunks.  It is closed with its last reader."""
 
-    __slots__ = ("_file", "_lock", "_path", "places")
+    __slots__ = ("_file", "_lock", "_path", "_places_max", "places")
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, places_max: Callable[[], int]) -> None:
         """Raises OSError if it is not there, or its file system cannot say what is in memory."""
         self._path = path
+        self._places_max = places_max
         self._lock = threading.Lock()  # guards what changes the fields
         self.places: dict[bytes, int] = {}
         self._file = self._opened()
@@ -131,6 +132,6 @@ class _DataFile:
                 self.places.clear()
             places = places_from(self._file.fileno(), "chunks", key)
             self.places.update(places)
-            while len(self.places) > LOCAL_PLACES_MAX:
+            while len(self.places) > self._places_max():
                 del self.places[next(iter(self.places))]
         return places.get(key)

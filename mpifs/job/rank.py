@@ -124,9 +124,20 @@ def _finish(endpoint: Endpoint | None, gate: SignalGate, code: int, *, is_told: 
             endpoint.close()
         except Exception as error:  # noqa: BLE001 - whatever it is, the work is done.
             log.warning("ending MPI: %s", error)
+    else:
+        _unlink_own_memory()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _unlink_own_memory() -> None:
+    """Open MPI does so in MPI_Finalize only; the files of ranks that live on are theirs."""
+    suffix = "." + os.environ.get("OMPI_COMM_WORLD_LOCAL_RANK", "none")
+    for path, _ in processes.shared_memory_of([processes.this_process()]):
+        if path.startswith("/dev/shm/sm_segment.") and path.endswith(suffix):
+            with contextlib.suppress(OSError):
+                os.unlink(path)
 
 
 def _tell_launcher(code: int) -> None:

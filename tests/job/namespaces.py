@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 from tests.job.lifecycle import ROOT
 
@@ -24,6 +25,11 @@ def _ip(*words: str) -> None:
     done = subprocess.run(["ip", *words], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"ip {' '.join(words)}: {done.stderr.strip()}")
+
+
+def memory_of(host: str) -> list[Path]:
+    """Open MPI's shared memory of the ranks on a host."""
+    return list(Path("/dev/shm").glob(f"sm_segment.{host}.*"))
 
 
 class Hosts:
@@ -76,6 +82,8 @@ class Hosts:
         """Ends what still runs on the hosts, and takes them away."""
         for host in self.names:
             self.end(host)
+            for path in memory_of(host):  # a host that is switched off has none of it, either
+                path.unlink(missing_ok=True)
             subprocess.run(["ip", "netns", "del", host], capture_output=True)
         subprocess.run(["ip", "link", "del", self._bridge], capture_output=True)
 

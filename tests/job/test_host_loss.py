@@ -18,7 +18,7 @@ from mpifs.job.mounts import mount_at
 from mpifs.job.processes import marked_with
 from mpifs.job.roster import DEAD, LOST, SERVING, SILENT, Worker
 from tests.job.lifecycle import Volume, mpifs, pid_of, volume
-from tests.job.namespaces import AGENT, Hosts
+from tests.job.namespaces import AGENT, Hosts, memory_of
 
 CONTENT = os.urandom(700_001)
 BOUND_S = 15.0
@@ -48,7 +48,8 @@ def test_a_host_that_is_cut_off(hosts: Hosts) -> None:
         vol.await_that(
             lambda: not [w for w in state["workers"] if w["host"] == gone and _lives(w["pid"])],
             BOUND_S,
-        )  # the worker there ends by itself.
+        )  # the worker there ends by itself,
+        vol.await_that(lambda: not memory_of(gone), BOUND_S)  # and leaves nothing in /dev/shm.
         hosts.mend(gone)
         hosts.end(gone)
         _mount(vol, hosts)

@@ -273,7 +273,7 @@ def local_path(files: Files, store: int) -> Path:
 
 def test_threads(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     files = make()
-    monkeypatch.setattr(local_stores, "LOCAL_PLACES_MAX", 3)
+    monkeypatch.setattr(local_stores, "LOCAL_PLACES_MAX", 6)
     failed: list[object] = []
 
     def work(seed: int) -> None:
@@ -313,7 +313,7 @@ def test_no_disk_is_waited_for(tmp_path: Path) -> None:
     """What the kernel has not in memory is not read."""
     path = tmp_path / "data.mdb"
     path.write_bytes(random.Random(2).randbytes(4 << 20))
-    file = local_stores._DataFile(os.fspath(path))
+    file = local_stores._DataFile(os.fspath(path), lambda: 9)
     key, into = bytes(24), bytearray(1 << 20)
     file.places[key] = 2 << 20
     assert file.read(key, 0, into)
