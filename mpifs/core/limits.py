@@ -57,6 +57,7 @@ HELLO_TIMEOUT_S = 15.0  # half of START_TIMEOUT_S: the rest is for opening the s
 STATS_TIMEOUT_S = 2.0  # a status that is late is worth nothing.
 HOST_SILENCE_S = 8.0  # no answer from any worker of another host: the host is gone.  Before
 # WORKER_HUNG_S, because a replacement cannot be started there; 15 s are for all until it is clean.
+SPAWN_HOLD_S = 3.0  # so long at most a spawn, 1.2 s as a rule, holds up what is sent over TCP.
 MPI_STALL_S = 9.0  # a heartbeat that takes longer hangs in MPI; before MASTER_SILENCE_S.
 IDLE_LOOK_S = 60.0  # who waits for work looks by himself this often: a lost wake-up costs that.
 UNMOUNT_RETRY_S = 0.05  # a busy mount is tried again so often while it has grace,

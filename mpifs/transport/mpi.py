@@ -117,7 +117,8 @@ class MpiEndpoint:
     From the first link over TCP on one thread at a time calls MPI, with `guard` held: in Open MPI 5
     a thread that sends to a process that has just died waits, with the connection's lock, for
     another one that is receiving from it, and that one waits for the lock (btl_tcp_endpoint.c,
-    endpoint_close -> event_del).  Spawning takes seconds and is not guarded.
+    endpoint_close -> event_del).  Spawning takes seconds and is not guarded: until it is over
+    nothing is sent over TCP.
     """
 
     def __init__(self, mpi: Any, bells: Bells, world: World) -> None:
@@ -163,6 +164,8 @@ class MpiEndpoint:
         communicator = link.requests if is_request_tag(tag) else link.replies
         if link.is_cut or communicator is None:
             raise PeerDeadError(dest, "its process has died")
+        if link.is_watched:
+            self._spawner.await_rest()
         try:
             with self.guard:
                 if link.has_died():

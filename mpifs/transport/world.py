@@ -18,12 +18,12 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from mpifs.core.errors import StartError
 from mpifs.core.kinds import TAG_CONTROL, TAG_METADATA
-from mpifs.core.limits import JOIN_TIMEOUT_S, NO_BELL_SLEEP_S
+from mpifs.core.limits import JOIN_TIMEOUT_S, NO_BELL_SLEEP_S, SPAWN_HOLD_S
 from mpifs.transport.bell import place
 
 Comm: TypeAlias = Any
@@ -89,6 +89,11 @@ class Link:
         """
         if self.replies is not None:
             self._watch = self.replies.Irecv(bytearray(1), self.rank, _TAG_WATCH)
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether it goes over TCP, and deaths must be known before anything is sent."""
+        return self._watch is not None
 
     def has_died(self) -> bool:
         """Whether the other side is known to have died; the first time the library's exception says
@@ -172,13 +177,37 @@ class Spawner:
     """Starts replacements, in rank 0.  Any thread; each rank's spawns go over its own duplicate
     of COMM_SELF, because a spawn whose child dies while it starts never returns.
 
-    The spawn itself is not guarded, what follows is: see MpiEndpoint.
+    The spawn itself is not guarded, what follows is: see MpiEndpoint.  Meanwhile `await_rest` holds
+    up those who want to send over TCP: the spawning thread may just be finding out about a death.
     """
 
     def __init__(self, mpi: Any, guard: contextlib.AbstractContextManager[object]) -> None:
         self._mpi = mpi
         self._guard = guard
         self._lock = threading.Lock()
+        self._count = 0
+        self._held_until = 0.0
+        self._is_at_rest = threading.Event()
+        self._is_at_rest.set()
+
+    def await_rest(self) -> None:
+        """Waits while a process is being spawned, SPAWN_HOLD_S from its start at most."""
+        if not self._is_at_rest.is_set():
+            self._is_at_rest.wait(max(0.0, self._held_until - time.monotonic()))
+
+    @contextlib.contextmanager
+    def _spawning(self) -> Iterator[None]:
+        with self._lock:
+            self._count += 1
+            self._held_until = time.monotonic() + SPAWN_HOLD_S
+            self._is_at_rest.clear()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._count -= 1
+                if not self._count:
+                    self._is_at_rest.set()
 
     def spawn(
         self,
@@ -206,14 +235,17 @@ class Spawner:
                 found.append(error)
             is_over.set()
 
-        threading.Thread(target=work, name="spawn", daemon=True).start()
-        deadline = time.monotonic() + JOIN_TIMEOUT_S
-        while not is_over.wait(_LOOK_S):
-            is_late = time.monotonic() > deadline
-            if is_late or is_doomed():
-                given_up.set()
-                how = f"did not start within {JOIN_TIMEOUT_S:g} s" if is_late else "died starting"
-                raise StartError(f"a new rank {how}")
+        with self._spawning():
+            threading.Thread(target=work, name="spawn", daemon=True).start()
+            deadline = time.monotonic() + JOIN_TIMEOUT_S
+            while not is_over.wait(_LOOK_S):
+                is_late = time.monotonic() > deadline
+                if is_late or is_doomed():
+                    given_up.set()
+                    how = (
+                        f"did not start within {JOIN_TIMEOUT_S:g} s" if is_late else "died starting"
+                    )
+                    raise StartError(f"a new rank {how}")
         if isinstance(found[0], StartError):
             raise found[0]
         return found[0]

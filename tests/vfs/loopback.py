@@ -66,6 +66,9 @@ class FixedStores:
 class LoopbackVolume:
     """`open` gives a Vfs, `close` shuts everything down cleanly; may be opened again."""
 
+    local: LocalStores | None = None
+    """Set before `open`: chunks are read past the workers."""
+
     def __init__(
         self, folder: Path, workers: int = 4, chunk_size: int = 64 * 1024, replicas: int = 1
     ) -> None:
@@ -82,8 +85,6 @@ class LoopbackVolume:
         ]
         Index.make(os.fspath(folder / "index"), block, stores)
         self.vfs: Vfs | None = None
-        self.local: LocalStores | None = None
-        """Set before `open`: large chunks are read past the workers."""
 
     def read_past_workers(self) -> LocalStores:
         """From the next `open` on."""
