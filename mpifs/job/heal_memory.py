@@ -16,6 +16,7 @@ from typing import Any
 from mpifs.core.errors import PosixError
 from mpifs.core.limits import STORES_MAX
 from mpifs.core.types import StoreEntry
+from mpifs.notefile import write_note
 
 FILE_NAME = "heal.json"
 
@@ -50,14 +51,8 @@ def read_memory(folder: str) -> HealMemory:
 
 
 def write_memory(folder: str, memory: HealMemory) -> None:
-    """Stores it whole or not at all, durably: a pass that is due must not be forgotten."""
-    path = os.path.join(folder, FILE_NAME)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-    with open(os.open(path + ".new", flags, 0o600), "w", encoding="utf-8") as file:
-        json.dump(asdict(memory), file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(path + ".new", path)
+    """Stores it durably: a pass that is due must not be forgotten.  Raises OSError."""
+    write_note(os.path.join(folder, FILE_NAME), asdict(memory), is_durable=True)
 
 
 def next_numbers(stores: Iterable[StoreEntry], memory: HealMemory, count: int = 1) -> list[int]:

@@ -72,7 +72,7 @@ class HealService:
         if self.memory.is_open or frozenset(self.memory.lost) != self.work.lost_stores():
             self.memory.is_due = True
         self.memory.is_open = True
-        write_memory(folder, self.memory)
+        self._remember()
 
     def start(self) -> None:
         """Begins to look after the volume; may be repeated."""
@@ -93,7 +93,15 @@ class HealService:
         """Remembers how the volume is left.  Requires: closed, and so is the Vfs."""
         self._look()
         self.memory.is_open = False
-        write_memory(self._folder, self.memory)
+        self._remember()
+
+    def _remember(self) -> None:
+        """A hint for the next mount: a disk that others have filled must not hinder this one, nor
+        its end."""
+        try:
+            write_memory(self._folder, self.memory)
+        except OSError as error:
+            log.warning("what is to be healed cannot be noted: %s", error)
 
     # What others ask for and see.
 
@@ -111,7 +119,7 @@ class HealService:
         """The store is new in the place of a lost one: it gets its share, across mounts."""
         with self._wake:
             self.memory.filling = sorted({*self.memory.filling, store})
-            write_memory(self._folder, self.memory)
+            self._remember()
         self.balance(is_wanted=True)
 
     def balance(self, *, is_wanted: bool) -> None:
@@ -213,7 +221,7 @@ class HealService:
         self._retry_s = 0.0
         if self._state == WAITING:
             self._state, self._detail = IDLE, ""
-        write_memory(self._folder, self.memory)
+        self._remember()
 
     def _next(self) -> Callable[[], None] | None:
         now = time.monotonic()
@@ -284,7 +292,7 @@ class HealService:
             self._retry_s = time.monotonic() + HEAL_RETRY_S
             self.memory.is_due = bool(result.waiting)
             self.memory.lost = sorted(lost)
-            write_memory(self._folder, self.memory)
+            self._remember()
             self._wake.notify_all()
 
     # Moving.
@@ -320,7 +328,7 @@ class HealService:
             self._is_balance_wanted = False
             if self.memory.filling:
                 self.memory.filling = []
-                write_memory(self._folder, self.memory)
+                self._remember()
             self._left = 0
             self._state = IDLE
             self._wake.notify_all()

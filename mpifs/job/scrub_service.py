@@ -158,7 +158,10 @@ class ScrubService:
             return document
 
     def _write(self) -> None:
-        write_memory(self._work.folder.index, self._memory)
+        try:
+            write_memory(self._work.folder.index, self._memory)
+        except OSError as error:  # it goes on from an older place at the next mount
+            log.warning("how far the scrub has come cannot be noted: %s", error)
 
     def _sleep(self, seconds: float) -> None:
         """Ended by pause, stop and the end of the mount."""

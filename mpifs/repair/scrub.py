@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mpifs.core.limits import MIB, SCRUB_FINDINGS_MAX, SCRUB_RATE_BYTES
+from mpifs.notefile import write_note
 
 STOPPED, RUNNING, PAUSED, FINISHED = "stopped", "running", "paused", "finished"
 FILE_NAME = "scrub.json"
@@ -82,12 +83,8 @@ def read_memory(folder: str) -> ScrubMemory:
 
 
 def write_memory(folder: str, memory: ScrubMemory) -> None:
-    """Stores it whole or not at all.  Not synced: after a power loss a scrub repeats a little."""
-    path = os.path.join(folder, FILE_NAME)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-    with open(os.open(path + ".new", flags, 0o600), "w", encoding="utf-8") as file:
-        json.dump(asdict(memory), file)
-    os.replace(path + ".new", path)
+    """Not synced: after a power loss a scrub repeats a little.  Raises OSError."""
+    write_note(os.path.join(folder, FILE_NAME), asdict(memory), is_durable=False)
 
 
 class Pace:
