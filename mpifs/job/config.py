@@ -7,11 +7,11 @@ another host the file is not there.  Standard library only.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 
 from mpifs.core.errors import StartError
 from mpifs.job.folder import VolumeFolder
+from mpifs.notefile import write_note
 
 SERVE = "serve"
 FSCK = "fsck"
@@ -55,11 +55,7 @@ class JobConfig:
 
 def write(config: JobConfig) -> None:
     """Stores it in the volume's run folder."""
-    path = config.folder.config
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-    with open(os.open(path + ".new", flags, 0o600), "w", encoding="utf-8") as file:
-        json.dump(asdict(config), file)
-    os.replace(path + ".new", path)
+    write_note(config.folder.config, asdict(config), is_durable=False)
 
 
 def read(folder: VolumeFolder) -> JobConfig:

@@ -22,6 +22,7 @@ from typing import Any
 
 from mpifs.job.folder import VolumeFolder
 from mpifs.job.processes import Process, boot_id, from_json
+from mpifs.notefile import write_note
 
 STARTING = "starting"
 RESTARTING = "restarting"
@@ -62,7 +63,7 @@ def update(
         present = read(folder)
         if only_if is not None and not only_if(present):
             return False
-        _write(folder.state, {**present, **fields})
+        write_note(folder.state, {**present, **fields}, is_durable=False)
         return True
     finally:
         os.close(lock)
@@ -70,7 +71,7 @@ def update(
 
 def begin(folder: VolumeFolder, job: str, mountpoint: str, scratch: str) -> None:
     """A new job: everything known of the last one is dropped."""
-    _write(
+    write_note(
         folder.state,
         {
             "job": job,
@@ -82,6 +83,7 @@ def begin(folder: VolumeFolder, job: str, mountpoint: str, scratch: str) -> None
             "mountpoint": mountpoint,
             "scratch": scratch,
         },
+        is_durable=False,
     )
 
 
@@ -115,18 +117,6 @@ def restart(folder: VolumeFolder, reason: str, restarts: int, scratch: str) -> N
             "fault": "",
         },
     )
-
-
-def _write(path: str, state: State) -> None:
-    fresh = f"{path}.new"
-    with open(
-        os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600),
-        "w",
-        encoding="utf-8",
-    ) as file:
-        json.dump(state, file)
-        file.write("\n")
-    os.replace(fresh, path)
 
 
 def process(state: State, role: str) -> Process | None:

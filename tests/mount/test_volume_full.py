@@ -168,19 +168,20 @@ def test_capacity_and_the_index_s_disk(disk: Disk, small: Make) -> None:
         one.umount()
 
 
-def test_an_index_disk_that_others_have_filled(disk: Disk, small: Make) -> None:
-    """Not a page is left: it is mounted, read, removed from and unmounted all the same."""
+@pytest.mark.parametrize("part", ["index", "."])
+def test_a_disk_that_others_have_filled(disk: Disk, small: Make, part: str) -> None:
+    """Not a page is left for the index, or for all of the volume: it is mounted, read, removed from
+    and unmounted all the same."""
     one = small(workers=2, mkfs=("--chunk-size", str(CHUNK)), mounted=False)
-    aside = one.folder / "aside"
-    (one.store / "index").rename(aside)
-    disk(one.store / "index", 8 * MIB)
-    shutil.copytree(aside, one.store / "index", dirs_exist_ok=True)
+    place, aside = one.store / part, one.folder / "aside"
+    place.rename(aside)
+    disk(place, 8 * MIB if part == "index" else 96 * MIB)
+    shutil.copytree(aside, place, dirs_exist_ok=True)
     one.mount()
     names = [put(one / f"file{number}", pattern(3 * CHUNK, number)) for number in range(20)]
     one.umount()
-    foreign = one.store / "index" / "foreign"
     for _ in range(2):
-        with open(foreign, "ab", buffering=0) as file, raises(errno.ENOSPC):
+        with open(place / "foreign", "ab", buffering=0) as file, raises(errno.ENOSPC):
             while True:
                 file.write(b"x" * 4096)
         one.mount()
@@ -188,10 +189,11 @@ def test_an_index_disk_that_others_have_filled(disk: Disk, small: Make) -> None:
             assert name.read_bytes() == pattern(3 * CHUNK, number)
         names.pop().unlink()
         assert one.mpifs("scrub", "start", one.mnt).returncode == 0
+        assert one.mpifs("fsck", one.mnt).returncode == 0
         one.umount()
         assert json.loads((one.store / "index" / "heal.json").read_text())["is_open"] is False
-        assert not list((one.store / "index").glob("*.new"))
-    foreign.unlink()
+        assert not list(one.store.glob("*/*.new"))
+    (place / "foreign").unlink()
     one.mount()
     put(one / "later", b"text")
     for number, name in enumerate(names):
