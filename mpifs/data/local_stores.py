@@ -64,7 +64,7 @@ class LocalStores:
         """What was read of a chunk is wrong: its place is looked up anew."""
         file = self._files.get((store, home_name(key.inode, ref.length)))
         if file is not None:
-            file.places.pop(encode_key(key), None)
+            file.forget(encode_key(key))
 
     def close(self, store: int) -> None:
         """A store is served no longer, or again: its files may be other ones."""
@@ -95,7 +95,7 @@ class _DataFile:
         """Raises OSError if it is not there, or its file system cannot say what is in memory."""
         self._path = path
         self._places_max = places_max
-        self._lock = threading.Lock()  # guards what changes the fields
+        self._lock = threading.Lock()  # guards what changes the fields; `places` is read without
         self.places: dict[bytes, int] = {}
         self._file = self._opened()
 
@@ -122,6 +122,11 @@ class _DataFile:
         except (OSError, OverflowError) as error:  # a damaged page may name any place
             log.info("%s: %s", self._path, error)
             return False
+
+    def forget(self, key: bytes) -> None:
+        """See LocalStores.forget."""
+        with self._lock:  # a walk may be dropping the oldest place just now
+            self.places.pop(key, None)
 
     def _find(self, key: bytes) -> int | None:
         """Raises OSError."""

@@ -286,6 +286,9 @@ def test_threads(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
                 files.local.close(chance.randrange(1, 3))
             if chance.random() < 0.1:
                 files.vfs.drop_caches()
+            if chance.random() < 0.3:
+                key, ref = files.ref(chance.randrange(COUNT))
+                files.local.forget(ref.stores[0], key, ref)
 
     all_at_once(work, range(6))
     assert not failed
