@@ -118,7 +118,7 @@ class MpiEndpoint:
     a thread that sends to a process that has just died waits, with the connection's lock, for
     another one that is receiving from it, and that one waits for the lock (btl_tcp_endpoint.c,
     endpoint_close -> event_del).  Spawning takes seconds and is not guarded: until it is over
-    nothing is sent over TCP.
+    nothing is sent over TCP to ranks on this host.
     """
 
     def __init__(self, mpi: Any, bells: Bells, world: World) -> None:
@@ -164,7 +164,7 @@ class MpiEndpoint:
         communicator = link.requests if is_request_tag(tag) else link.replies
         if link.is_cut or communicator is None:
             raise PeerDeadError(dest, "its process has died")
-        if link.is_watched:
+        if link.is_watched and link.is_near:
             self._spawner.await_rest()
         try:
             with self.guard:

@@ -12,15 +12,17 @@ from tests.job.test_worker_death import await_serving, cold, kill, workers
 def test_a_worker_on_another_host_is_replaced_there(hosts: Hosts) -> None:
     """Twice: each host has one worker and its keeper.
 
-    prterun itself has died of a "free(): invalid pointer" shortly after a spawn on another host
-    (once in some hundred runs); the volume then ends cleanly, and here it is tried again.
+    prterun itself dies of a "free(): invalid pointer" or a segmentation fault after a spawn on
+    another host, in one of ten runs or so, more often on a busy machine; the volume then ends
+    cleanly, and here it is tried again.
     """
-    try:
-        replace_there(hosts)
-    except AssertionError as error:
-        if "mpiexec was killed by signal 6" not in str(error):
-            raise
-        replace_there(hosts)
+    for is_last in (False, False, False, True):
+        try:
+            replace_there(hosts)
+            return
+        except AssertionError as error:
+            if is_last or "mpiexec was killed by signal" not in str(error):
+                raise
 
 
 def replace_there(hosts: Hosts) -> None:
