@@ -27,7 +27,6 @@ from mpifs.transport.client import Client
 log = logging.getLogger(__name__)
 
 _ROOM = image.IMAGE_HEADER_BYTES
-_PLACES_TRIED = 2  # the one that is known, perhaps from long ago, and a new one.
 
 
 class Gather:
@@ -135,26 +134,18 @@ class Gather:
         that damage is found.
         """
         payload = memoryview(into)[_ROOM : _ROOM + ref.length]
+
+        def is_right() -> bool:
+            return self._sum(payload) == ref.checksum
+
         for place, store in enumerate(order):
-            is_right = self._read_here(store, key, ref, payload)
-            if is_right:
+            was_right = self._local.read(store, key, ref, 0, payload, is_right)
+            if was_right:
                 return payload
-            if is_right is False:
+            if was_right is False:
                 order.insert(0, order.pop(place))
                 break
         return None
-
-    def _read_here(
-        self, store: int, key: ChunkKey, ref: ChunkRef, payload: memoryview
-    ) -> bool | None:
-        """Whether what was read past a worker has the right sum; None if nothing could be."""
-        for _ in range(_PLACES_TRIED):
-            if not self._local.read(store, key, ref, 0, payload):
-                return None
-            if self._sum(payload) == ref.checksum:
-                return True
-            self._local.forget(store, key, ref)
-        return False
 
     def _in_turn(self, stores: tuple[int, ...]) -> list[int]:
         """The stores in the order in which they are asked."""

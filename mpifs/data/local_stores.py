@@ -27,6 +27,8 @@ from mpifs.valuepages import places_from
 
 Target: TypeAlias = "bytearray | memoryview"
 
+_PLACES_TRIED = 2  # the one that is known, perhaps from long ago, and a new one.
+
 log = logging.getLogger(__name__)
 
 
@@ -37,34 +39,43 @@ class LocalStores:
     def __init__(self, path_of: Callable[[int, str], str | None]) -> None:
         self._path_of = path_of
         self._files: dict[tuple[int, str], _DataFile | None] = {}
+        self._lock = threading.Lock()  # guards what changes the places; they are read without
         self.bytes_read = 0
         """Roughly: threads may lose counts."""
 
-    def read(self, store: int, key: ChunkKey, ref: ChunkRef, begin: int, into: Target) -> bool:
+    def read(
+        self,
+        store: int,
+        key: ChunkKey,
+        ref: ChunkRef,
+        begin: int,
+        into: Target,
+        is_right: Callable[[], bool],
+    ) -> bool | None:
         """Fills `into` with what lies from payload byte `begin` of a chunk on.
 
-        False if it is not to be had here: then ask the worker; `into` may hold anything.
+        True: it `is_right`.  False: it is not, also where its place was looked up anew.  None: it
+        is not to be had here.  If not True, ask the worker; `into` may hold anything.
         """
         place = store, home_name(key.inode, ref.length)
         file = self._files.get(place)
         if file is None:
             file = self._open(place)
             if file is None:
-                return False
-        if not file.read(encode_key(key), IMAGE_HEADER_BYTES + begin, into):
-            return False
-        self.bytes_read += len(into)
-        return True
+                return None
+        stored = encode_key(key)
+        for _ in range(_PLACES_TRIED):
+            if not file.read(stored, IMAGE_HEADER_BYTES + begin, into):
+                return None
+            self.bytes_read += len(into)
+            if is_right():
+                return True
+            file.forget(stored)
+        return False
 
     def has(self, store: int, key: ChunkKey, ref: ChunkRef) -> bool:
         """Whether the first byte of a chunk seems to be here; most likely all of it is then."""
-        return self.read(store, key, ref, 0, bytearray(1))
-
-    def forget(self, store: int, key: ChunkKey, ref: ChunkRef) -> None:
-        """What was read of a chunk is wrong: its place is looked up anew."""
-        file = self._files.get((store, home_name(key.inode, ref.length)))
-        if file is not None:
-            file.forget(encode_key(key))
+        return bool(self.read(store, key, ref, 0, bytearray(1), lambda: True))
 
     def close(self, store: int) -> None:
         """A store is served no longer, or again: its files may be other ones."""
@@ -79,23 +90,34 @@ class LocalStores:
             return None
         file = None
         try:
-            file = _DataFile(path, lambda: LOCAL_PLACES_MAX // max(1, len(self._files)))
+            file = _DataFile(path, self._lock, self._drop_oldest)
         except OSError as error:
             log.info("%s is read by its worker alone: %s", path, error)
         self._files[place] = file
         return file
 
+    def _drop_oldest(self) -> None:
+        """Keeps LOCAL_PLACES_MAX places in all, those of the fullest file leave first.  Requires:
+        the lock."""
+        files = [file for file in list(self._files.values()) if file is not None]
+        for _ in range(sum(len(file.places) for file in files) - LOCAL_PLACES_MAX):
+            places = max((file.places for file in files), key=len)
+            del places[next(iter(places))]
+
 
 class _DataFile:
     """An open data file and the places of its chunks.  It is closed with its last reader."""
 
-    __slots__ = ("_file", "_lock", "_path", "_places_max", "places")
+    __slots__ = ("_drop_oldest", "_file", "_lock", "_path", "places")
 
-    def __init__(self, path: str, places_max: Callable[[], int]) -> None:
-        """Raises OSError if it is not there, or its file system cannot say what is in memory."""
+    def __init__(self, path: str, lock: threading.Lock, drop_oldest: Callable[[], None]) -> None:
+        """`drop_oldest` is called with the lock held after places have come.
+
+        Raises OSError if the file is not there, or its file system cannot say what is in memory.
+        """
         self._path = path
-        self._places_max = places_max
-        self._lock = threading.Lock()  # guards what changes the fields; `places` is read without
+        self._lock = lock
+        self._drop_oldest = drop_oldest
         self.places: dict[bytes, int] = {}
         self._file = self._opened()
 
@@ -107,7 +129,7 @@ class _DataFile:
         return file
 
     def read(self, key: bytes, begin: int, into: Target) -> bool:
-        """See LocalStores.read."""
+        """Whether `into` was filled with what lies from byte `begin` of an image on."""
         file = self._file
         place = self.places.get(key)
         try:
@@ -124,7 +146,7 @@ class _DataFile:
             return False
 
     def forget(self, key: bytes) -> None:
-        """See LocalStores.forget."""
+        """What was read of a chunk is wrong: its place is looked up anew."""
         with self._lock:  # a walk may be dropping the oldest place just now
             self.places.pop(key, None)
 
@@ -137,6 +159,5 @@ class _DataFile:
                 self.places.clear()
             places = places_from(self._file.fileno(), "chunks", key)
             self.places.update(places)
-            while len(self.places) > self._places_max():
-                del self.places[next(iter(self.places))]
+            self._drop_oldest()
         return places.get(key)

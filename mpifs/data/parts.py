@@ -121,9 +121,7 @@ class Parts:
         store = self._choose(ref.stores, first)
         table = self.tables.get(key) or self._table_here(store, key, ref)
         try:
-            body = (
-                None if table is None else self._blocks_here(store, key, ref, first, count, table)
-            )
+            body = self._blocks_here(store, key, ref, first, count, table)
             if body is None:
                 body = self._fetch(store, key, ref, first, count, table)
             if body is None and table is not None:
@@ -150,10 +148,11 @@ class Parts:
             if len(self._scratch) < ref.length:
                 self._scratch = bytearray(ref.length)
             payload = memoryview(self._scratch)[: ref.length]
-            if not self._local.read(store, key, ref, 0, payload):
-                return None
-            if self._sum(payload) != ref.checksum:
-                self._local.forget(store, key, ref)
+
+            def is_right() -> bool:
+                return self._sum(payload) == ref.checksum
+
+            if not self._local.read(store, key, ref, 0, payload, is_right):
                 return None
             table = block_sums(payload, PART_BLOCK_BYTES, self._sum)
         finally:
@@ -162,17 +161,24 @@ class Parts:
         return table
 
     def _blocks_here(
-        self, store: int, key: ChunkKey, ref: ChunkRef, first: int, count: int, table: bytes
+        self,
+        store: int,
+        key: ChunkKey,
+        ref: ChunkRef,
+        first: int,
+        count: int,
+        table: bytes | None,
     ) -> memoryview | None:
-        """The blocks, verified, if they can be had past the worker."""
+        """The blocks, verified, if there is a table and they can be had past the worker."""
+        if table is None:
+            return None
         begin = first * PART_BLOCK_BYTES
         body = memoryview(bytearray(min(count * PART_BLOCK_BYTES, ref.length - begin)))
-        if not self._local.read(store, key, ref, begin, body):
-            return None
-        if self._are_right(body, table, first):
-            return body
-        self._local.forget(store, key, ref)
-        return None
+
+        def are_right() -> bool:
+            return self._are_right(body, table, first)
+
+        return body if self._local.read(store, key, ref, begin, body, are_right) else None
 
     def _fetch(
         self,
