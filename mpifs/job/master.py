@@ -83,6 +83,7 @@ class Master:
         self.options: JobOptions = parse_options(config.options, config.volume)
         self.client = Client(endpoint)
         self.crew = Crew(self.client, config.workers, restarter_of(config, self.client))
+        self.crew.on_change = self._on_change
         self._local_stores = LocalStores(self._local_path)
         self._stop = threading.Event()
         self._news = threading.Event()
@@ -100,7 +101,6 @@ class Master:
         try:
             self._start()
             mine = list(processes.this_process())
-            self.crew.on_change = self._on_change
             threading.Thread(target=self._tell_news, name="roster", daemon=True).start()
             job_state.change(
                 folder, job, job_state.READY, rank0=mine, workers=self._roster(), lost=self._lost()
@@ -264,9 +264,9 @@ class Master:
             rank = self.crew.rank_of(store)
         except LostStoreError:
             return None
-        endpoint = self.client.endpoint
-        is_here = endpoint.host(rank) == endpoint.host(endpoint.rank)
-        return data_path(self.config.folder.path, store, side) if is_here else None
+        if not self.client.endpoint.is_near(rank):  # the same kernel has the same page cache.
+            return None
+        return data_path(self.config.folder.path, store, side)
 
     def _roster(self) -> list[dict[str, Any]]:
         return [

@@ -125,17 +125,17 @@ def _finish(endpoint: Endpoint | None, gate: SignalGate, code: int, *, is_told: 
         except Exception as error:  # noqa: BLE001 - whatever it is, the work is done.
             log.warning("ending MPI: %s", error)
     else:
-        _unlink_own_memory()
+        # Open MPI does so in MPI_Finalize only; the files of ranks that live on are theirs.
+        _unlink_memory("sm_segment.", "." + os.environ.get("OMPI_COMM_WORLD_LOCAL_RANK", "none"))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
-def _unlink_own_memory() -> None:
-    """Open MPI does so in MPI_Finalize only; the files of ranks that live on are theirs."""
-    suffix = "." + os.environ.get("OMPI_COMM_WORLD_LOCAL_RANK", "none")
+def _unlink_memory(begin: str = "", end: str = "") -> None:
+    """Takes away what this process has mapped in /dev/shm, of names with this beginning and end."""
     for path, _ in processes.shared_memory_of([processes.this_process()]):
-        if path.startswith("/dev/shm/sm_segment.") and path.endswith(suffix):
+        if os.path.basename(path).startswith(begin) and path.endswith(end):
             with contextlib.suppress(OSError):
                 os.unlink(path)
 
@@ -147,9 +147,7 @@ def _tell_launcher(code: int) -> None:
     if not mpi.loses_exit_codes():
         return
     time.sleep(RUN_LOOK_S)  # the workers are at their end.
-    for path, _ in processes.shared_memory_of([processes.this_process()]):
-        with contextlib.suppress(OSError):
-            os.unlink(path)  # MPICH does so in MPI_Finalize only.
+    _unlink_memory()  # MPICH does so in MPI_Finalize only.
     mpi.abort(code)
 
 

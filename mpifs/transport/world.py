@@ -178,7 +178,8 @@ class Spawner:
     of COMM_SELF, because a spawn whose child dies while it starts never returns.
 
     The spawn itself is not guarded, what follows is: see MpiEndpoint.  Meanwhile `await_rest` holds
-    up those who want to send over TCP: the spawning thread may just be finding out about a death.
+    up who wants to send over TCP to a rank on this host: the spawning thread may just be finding
+    out about a death.
     """
 
     def __init__(self, mpi: Any, guard: contextlib.AbstractContextManager[object]) -> None:
