@@ -296,6 +296,8 @@ def test_threads(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
     all_at_once(work, range(6))
     assert not failed
+    files.vfs.drop_caches()  # whatever was closed or forgotten last is looked up again
+    assert files.read(0, len(DATA)) == DATA
     assert 0 < sum(len(file.places) for file in files.local._files.values()) <= 6
     assert not files.bad
 
