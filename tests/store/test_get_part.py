@@ -73,7 +73,7 @@ def damage(worker: Worker, at: int) -> None:
 
 def test_blocks_and_table(worker: Worker) -> None:
     last = len(BLOCKS) - 1
-    for first, count in ((0, 1), (3, 2), (last, 1), (last - 1, 2), (5, 17), (last, 4)):
+    for first, count in ((0, 1), (3, 2), (last, 1), (last - 1, 2), (5, 5), (last, 4)):
         for table in (True, False):
             reply = Ask(first, count, table).of(worker)
             assert bytes(reply.body) == b"".join(BLOCKS[first : first + count])

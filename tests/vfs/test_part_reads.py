@@ -162,7 +162,7 @@ def test_streams_on_one_handle_get_their_chunks_whole(make: Any) -> None:
 def test_a_hot_chunk_comes_into_the_cache(make: Any) -> None:
     files = make()
     for number in range(40):
-        files.check((3 if number % 2 else 8) * CHUNK + number % 50 * BLOCK, 100)
+        files.check((3 if number % 2 else 8) * CHUNK + number % 15 * BLOCK, 100)
     assert files.asked[Kind.GET_PART] == 2 * (PART_HOT_COUNT - 1)
     assert files.asked[Kind.GET] == 2
 
