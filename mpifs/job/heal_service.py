@@ -25,6 +25,7 @@ from mpifs.job.crew import Crew
 from mpifs.job.fsck_service import ChecksTurn
 from mpifs.job.heal_memory import read_memory, write_memory
 from mpifs.job.heal_work import HealWork, PassResult
+from mpifs.job.roster import SERVING
 from mpifs.repair.findings import CancelledError, Progress
 from mpifs.repair.pace import HealPace
 from mpifs.transport.client import Client
@@ -65,6 +66,7 @@ class HealService:
         self._is_balance_wanted = bool(self.memory.filling)
         self._stuck: frozenset[int] = frozenset()
         self._seen = self._situation()
+        self._served = self._serving()
         self._short = vfs.writeback.short_count
         self._position = b""
         self._rounds = 0
@@ -184,6 +186,10 @@ class HealService:
     def _situation(self) -> tuple[frozenset[int], dict[int, bytes]]:
         return self.work.lost_stores(), {int(e.store): e.uuid for e in self._index.stores()}
 
+    def _serving(self) -> frozenset[tuple[int, int]]:
+        """The stores that answer, and the ranks that serve them: a replacement has another one."""
+        return frozenset((w.store, w.rank) for w in self._crew.workers if w.state == SERVING)
+
     def _look(self) -> None:
         """Notes whether a store was lost, exchanged, or is back, and whether chunks were written to
         too few stores while one was away.  A store that came to the volume, or left it, holds
@@ -192,6 +198,10 @@ class HealService:
         if short != self._short:
             log.info("heal: %d chunks have too few copies: a worker was away", short - self._short)
             self._short = short
+            with self._wake:
+                self._make_due(HEAL_DELAY_S)
+        if self._state == WAITING and self.memory.is_due and self._serving() - self._served:
+            log.info("heal: a store is back")
             with self._wake:
                 self._make_due(HEAL_DELAY_S)
         situation = self._situation()
@@ -265,6 +275,8 @@ class HealService:
             self._count(left)
         self._note(HEALING)
         lost = self.work.lost_stores()
+        if not self._position:
+            self._served = self._serving()
         result = self.work.heal(self._position, self._progress, self._reached)
         self._position = b""
         if result.healed and self._rounds < ROUNDS_MAX:

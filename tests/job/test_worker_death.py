@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from mpifs.core.limits import MPI_STALL_S, WORKER_HUNG_S
+from mpifs.core.limits import HEAL_DELAY_S, MPI_STALL_S, WORKER_HUNG_S
 from tests.job.lifecycle import Volume, mpifs, volume
 
 CHUNK = 64 * 1024
@@ -160,6 +160,24 @@ def test_kills_amid_fsyncs_with_two_replicas(one: Volume) -> None:
     assert {tuple(sorted(chunk["workers"])) for chunk in chunks} == {(1, 2)}
     mpifs("umount", str(one.mountpoint))
     assert mpifs("fsck", one.folder.path).returncode == 0
+
+
+def test_healing_goes_on_as_soon_as_a_worker_is_back(one: Volume) -> None:
+    """It is killed again and again, until a pass has left chunks: not for HEAL_RETRY_S."""
+    one.mount("-w", "2", "--replicas", "2", *SMALL)
+    deadline, number, next_s = time.monotonic() + 120, 0, 0.0
+    while "no store to go to" not in one.log():
+        assert time.monotonic() < deadline, one.log()
+        old = kill(one, 2)
+        if time.monotonic() > next_s:
+            next_s = time.monotonic() + 3 * HEAL_DELAY_S
+            number += 1
+            with open(one.mountpoint / f"f{number}", "wb") as file:
+                file.write(os.urandom(8 * CHUNK))
+                os.fsync(file.fileno())
+    await_serving(one, old)
+    await_healed(one)
+    assert "heal: a store is back" in one.log()
 
 
 def test_a_hung_worker_counts_as_dead(one: Volume) -> None:
