@@ -128,7 +128,7 @@ class Binding:
                 lib.fuse_destroy(handle)
             raise StartError(
                 f"libfuse {self.version} could not mount on {os.fsdecode(mountpoint)}: its own "
-                "message is in the log; is /dev/fuse usable and the folder yours?"
+                "message is in the log; mpifs doctor says what is missing here"
             )
         if self.major == 3:
             device = lib.fuse_session_fd(lib.fuse_get_session(handle))
