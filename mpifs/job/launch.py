@@ -24,7 +24,7 @@ from mpifs.job import state as job_state
 from mpifs.job.config import JobConfig
 from mpifs.job.folder import VolumeFolder
 from mpifs.job.mounts import mount_at
-from mpifs.job.signals import term_as_interrupt
+from mpifs.job.signals import term_as_interrupt, without_interrupts
 
 SUPERVISOR_PROGRAM = ["-m", "mpifs.job.supervise"]
 FATAL_PREFIX = "mpifs: "  # how a rank that gives up begins its last line.
@@ -86,11 +86,16 @@ def prepare(config: JobConfig, *, is_own: bool = True) -> JobConfig:
     Requires: the caller holds the volume.
     """
     fields = {name: getattr(config, name) for name in JobConfig.__dataclass_fields__}
-    fields |= {"job": uuid.uuid4().hex, "scratch": sessions.make_scratch() if is_own else ""}
-    ready = JobConfig(**fields)
-    supervise.rotate_log(ready.folder)
-    job_config.write(ready)
-    job_state.begin(ready.folder, ready.job, ready.mountpoint, ready.scratch)
+    scratch = sessions.make_scratch() if is_own else ""
+    try:
+        ready = JobConfig(**fields | {"job": uuid.uuid4().hex, "scratch": scratch})
+        supervise.rotate_log(ready.folder)
+        job_config.write(ready)
+        job_state.begin(ready.folder, ready.job, ready.mountpoint, ready.scratch)
+    except BaseException:
+        if scratch:
+            os.rmdir(scratch)
+        raise
     return ready
 
 
@@ -102,11 +107,12 @@ def start(config: JobConfig, last_state: int | None = None) -> subprocess.Popen[
 
     Raises InUseError, StartError with the ranks' reason, InterruptedStartError.
     """
-    with hold(config.folder) as lock, term_as_interrupt():
+    with hold(config.folder) as lock, term_as_interrupt(), without_interrupts() as let_them:
         ready = prepare(config)
         log_start = os.path.getsize(ready.folder.log)
         supervisor = _spawn(ready, lock, [] if last_state is None else [last_state])
         try:
+            let_them()
             _await(ready, supervisor, log_start)
         except BaseException as error:
             _end(ready, supervisor)
@@ -118,7 +124,7 @@ def start(config: JobConfig, last_state: int | None = None) -> subprocess.Popen[
 
 def run_foreground(config: JobConfig) -> int:
     """The same with the supervisor in this process; returns the exit code when all has ended."""
-    with hold(config.folder):
+    with hold(config.folder), without_interrupts():  # until the supervisor takes them
         ready = prepare(config)
         log_start = os.path.getsize(ready.folder.log)
         code = supervise.Supervisor(ready).run()
@@ -233,7 +239,7 @@ def _await_mount(config: JobConfig, deadline: float) -> None:
 
 def _end(config: JobConfig, supervisor: subprocess.Popen[bytes]) -> None:
     """Ends a job that did not start: the supervisor does it, and if it cannot, we do."""
-    with _without_interrupts():
+    with without_interrupts():
         if supervisor.poll() is None:
             supervisor.send_signal(signal.SIGTERM)
             try:
@@ -246,17 +252,6 @@ def _end(config: JobConfig, supervisor: subprocess.Popen[bytes]) -> None:
             return  # the volume has gone with its job.
         reason = "interrupted or not ready in time"
         job_state.change(config.folder, config.job, job_state.FAILED, reason)
-
-
-@contextlib.contextmanager
-def _without_interrupts() -> Iterator[None]:
-    before = signal.pthread_sigmask(
-        signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    )
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager
@@ -274,5 +269,5 @@ def serving(folder: VolumeFolder, config: JobConfig) -> Iterator[VolumeFolder]:
     try:
         yield folder
     finally:
-        with _without_interrupts():
+        with without_interrupts():
             stop.end(folder)

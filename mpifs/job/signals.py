@@ -36,6 +36,22 @@ def term_as_interrupt(
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def without_interrupts() -> Iterator[Callable[[], None]]:
+    """Signals that would end the command wait until the block ends, or what it gives is called.
+
+    A process that is started meanwhile has them blocked, too."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+    def let_them() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    try:
+        yield let_them
+    finally:
+        let_them()
+
+
 class SignalGate:
     """Takes the signals of this process from its making on.
 

@@ -36,6 +36,7 @@ from mpifs.job.config import JobConfig
 from mpifs.job.folder import VolumeFolder
 from mpifs.job.restart import Restarts, answering, cause_of_end
 from mpifs.job.run_guard import Guard
+from mpifs.job.signals import SIGNALS
 
 RANK_PROGRAM = ["-m", "mpifs.job.rank"]
 LOG_BYTES_MAX = 8 << 20  # the log of the job before is kept once, as mpifs.log.1.
@@ -69,8 +70,9 @@ class Supervisor:
     def run(self) -> int:
         """Starts the job, and again as often as it may; the exit code when nothing is left."""
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in SIGNALS:
             signal.signal(number, self._on_stop_signal)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # the starting command had them wait
         signal.signal(signal.SIGCHLD, lambda *_: None)
         job_state.update(self.folder, {"supervisor": list(processes.this_process())})
         while True:

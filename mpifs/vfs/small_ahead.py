@@ -111,27 +111,29 @@ class SmallAhead:
     def _follow(self, parent: int, trail: _Trail) -> None:
         """Fetches the small ones among the next files of a folder."""
         entries = self._index.entries(parent, max(trail.name, trail.end), SMALL_AHEAD_COUNT)
-        wanted: list[Wanted] = []
-        size = 0
-        is_far = True
-        last = middle = b""
-        for position, (name, ino, kind) in enumerate(entries):
-            last = name
-            if position == len(entries) // 2:
-                middle = name
-            found = self._small(ino) if is_far and stat.S_ISREG(kind) else None
-            if found is not None:
-                if not wanted and self._is_near(*found):
-                    is_far = False
-                    continue
-                wanted.append(found)
-                size += found[1].length
-                if size >= SMALL_AHEAD_BYTES:
-                    break
+        if not entries:
+            return
+        wanted, count = self._choose(entries)
         if wanted:
             self._fetch(wanted, self._cache.put)
-        if entries:
-            trail.end, trail.trigger = last, middle or last
+        trail.end = entries[count - 1][0]
+        trail.trigger = min(trail.end, entries[len(entries) // 2][0])
+
+    def _choose(self, entries: Sequence[tuple[bytes, int, int]]) -> tuple[list[Wanted], int]:
+        """What to fetch of some entries, and how many of them that takes care of."""
+        wanted: list[Wanted] = []
+        size = 0
+        for count, (_, ino, kind) in enumerate(entries, 1):
+            found = self._small(ino) if stat.S_ISREG(kind) else None
+            if found is None:
+                continue
+            if not wanted and self._is_near(*found):
+                break
+            wanted.append(found)
+            size += found[1].length
+            if size >= SMALL_AHEAD_BYTES:
+                return wanted, count
+        return wanted, len(entries)
 
     def _small(self, ino: int) -> Wanted | None:
         """The only chunk of a small file that is not in the cache."""

@@ -180,6 +180,22 @@ def test_interrupted_start_leaves_nothing(
         assert one.left(state) == []
 
 
+@pytest.mark.parametrize("is_foreground", [False, True])
+def test_a_start_that_is_interrupted_as_soon_as_it_is_noted(
+    one: Volume, is_foreground: bool
+) -> None:
+    command = [sys.executable, "-m", "mpifs", "mount", one.folder.path, str(one.mountpoint)]
+    for number in (signal.SIGTERM, signal.SIGINT) * 3:
+        before = one.state()
+        with subprocess.Popen(command + ["--foreground"] * is_foreground) as process:
+            deadline = time.monotonic() + 20
+            while not (state := one.state()) or state == before:
+                assert time.monotonic() < deadline
+            process.send_signal(number)
+            assert process.wait(30) != 0
+        assert one.left(state) == []
+
+
 def test_status(one: Volume) -> None:
     state = one.mount("-w", "2")
     with open(one.mountpoint / "file", "wb") as file:
