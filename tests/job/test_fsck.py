@@ -351,7 +351,7 @@ def test_umount_ends_a_check(one: Volume) -> None:
     os.kill(worker, signal.SIGSTOP)
     with _start(one) as process:
         try:
-            time.sleep(1.5)
+            time.sleep(3.0)  # it has begun, and waits for the worker
             ending = subprocess.Popen(
                 [sys.executable, "-m", "mpifs", "umount", str(one.mountpoint)]
             )
