@@ -11,13 +11,13 @@ import time
 
 from mpifs.bench.content import PERIOD_BYTES, piece
 from mpifs.bench.workloads import Spell, Start, Workload
+from mpifs.core.block_table import stored_bytes
 from mpifs.core.checksum import function_of
 from mpifs.core.image import IMAGE_HEADER_BYTES
 from mpifs.core.limits import MIB
 from mpifs.core.types import ChecksumKind
 from mpifs.datafile import DATA_NAME
 from mpifs.kv import Environment
-from mpifs.store.value import stored_bytes
 
 _DATABASE = "chunks"
 _SEED = 7

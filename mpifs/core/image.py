@@ -38,6 +38,12 @@ def home_name(inode: int, length: int) -> str:
     return "small" if length <= SMALL_VALUE_BYTES_MAX else "large"
 
 
+def slot_bytes(length: int) -> int:
+    """Room for `length` payload bytes in a stored value: in `large/` a power of two, so that pages
+    that become free fit the next chunk."""
+    return length if length <= SMALL_VALUE_BYTES_MAX else 1 << (length - 1).bit_length()
+
+
 class ImageHeader(NamedTuple):
     """Decoded header of a chunk image; `length` counts payload bytes."""
 

@@ -7,6 +7,7 @@ body; a longer body follows as a message of its own on the data tag of the heade
 from __future__ import annotations
 
 import struct
+from enum import IntEnum
 from typing import NamedTuple, TypeAlias, TypeVar
 
 import msgspec
@@ -273,16 +274,26 @@ class MendReply(msgspec.Struct, frozen=True):
     mended: list[bool]
 
 
+class TableWish(IntEnum):
+    """Whether GET_PART is to give the table of the chunk's block sums."""
+
+    NONE = 0
+    ANY = 1
+    """The one that is stored with it will do."""
+    SUMMED = 2
+    """From all its bytes, once they have been compared with the checksum."""
+
+
 class GetPart(msgspec.Struct, frozen=True, array_like=True):
     """`count` blocks of a chunk from block `first` on; the chunk as the index knows it (encoded
-    key).  With `table` it is summed first, and compared with that checksum."""
+    key).  `table` is a TableWish."""
 
     key: bytes
     length: int
     checksum: bytes
     first: int
     count: int
-    table: bool
+    table: int
 
 
 class CopyItem(msgspec.Struct, frozen=True, array_like=True):

@@ -1,9 +1,10 @@
 """Parts: a few blocks of a chunk instead of all of it, for small reads at random.
 
-Each block is compared with the table of the chunk's block sums.  A table comes from a worker that
-has compared the whole chunk with the index's checksum in the same moment; so never a byte is
-handed out that was not verified.  Anything else than good bytes is left to the whole chunk's fetch
-(gather.py), which knows about damage, replicas and dead workers.
+Each block is compared with the table of the chunk's block sums.  A table is stored with the chunk,
+bound to the checksum in the index (core/block_table.py), or made by whoever has compared the whole
+chunk with that checksum in the same moment; so never a byte is handed out that was not verified.
+Anything else than good bytes is left to the whole chunk's fetch (gather.py), which knows about
+damage, replicas and dead workers.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 
+from mpifs.core.block_table import checked_table, has_table, table_bytes
 from mpifs.core.checksum import CHECKSUM_BYTES, block_sums, function_of
 from mpifs.core.errors import tells_damage
-from mpifs.core.image import encode_key
+from mpifs.core.image import encode_key, slot_bytes
 from mpifs.core.kinds import Kind
 from mpifs.core.limits import (
     PART_BLOCK_BYTES,
@@ -23,7 +25,7 @@ from mpifs.core.limits import (
     PART_CHUNK_BYTES_MIN,
     PART_TABLE_BYTES_MAX,
 )
-from mpifs.core.messages import GetPart, encode_args
+from mpifs.core.messages import GetPart, TableWish, encode_args
 from mpifs.core.types import ChecksumKind, ChunkKey, ChunkRef
 from mpifs.data.local_stores import LocalStores
 from mpifs.data.stores import Stores
@@ -98,6 +100,7 @@ class Parts:
         self._client = client
         self._stores = stores
         self._local = local
+        self._kind = kind
         self._sum = function_of(kind)
         self._on_damage = on_damage
         self.tables = BlockTables()
@@ -124,10 +127,10 @@ class Parts:
             body = self._blocks_here(store, key, ref, first, count, table)
             if body is None:
                 body = self._fetch(store, key, ref, first, count, table)
-            if body is None and table is not None:
-                # Damaged on the way, or in the store since: it shall sum the chunk once more.
+            if body is None:
+                # Damaged on the way, or in the store: it shall sum the chunk.
                 self.tables.drop(key)
-                body = self._fetch(store, key, ref, first, count, None)
+                body = self._fetch(store, key, ref, first, count, None, TableWish.SUMMED)
         except OSError as error:
             log.info("part of %s: %s", key, error)
             if len(ref.stores) > 1 and tells_damage(error):
@@ -141,7 +144,23 @@ class Parts:
         return True
 
     def _table_here(self, store: int, key: ChunkKey, ref: ChunkRef) -> bytes | None:
-        """The table, of a chunk that can be had past the worker; one thread does so at a time."""
+        """The table, of a chunk that can be had past the worker."""
+        table = self._stored_table(store, key, ref) or self._summed_table(store, key, ref)
+        if table is not None:
+            self.tables.put(key, table)
+        return table
+
+    def _stored_table(self, store: int, key: ChunkKey, ref: ChunkRef) -> bytes | None:
+        if not has_table(ref.length, self._kind):
+            return None
+        stored = bytearray(table_bytes(ref.length))
+        # Not every chunk has one: that it is wrong does not tell that its place is.
+        if not self._local.read(store, key, ref, slot_bytes(ref.length), stored, lambda: True):
+            return None
+        return checked_table(stored, encode_key(key), ref.length, ref.checksum)
+
+    def _summed_table(self, store: int, key: ChunkKey, ref: ChunkRef) -> bytes | None:
+        """One thread sums a chunk at a time; others ask the worker."""
         if not self._scratch_lock.acquire(blocking=False):
             return None
         try:
@@ -154,11 +173,9 @@ class Parts:
 
             if not self._local.read(store, key, ref, 0, payload, is_right):
                 return None
-            table = block_sums(payload, PART_BLOCK_BYTES, self._sum)
+            return block_sums(payload, PART_BLOCK_BYTES, self._sum)
         finally:
             self._scratch_lock.release()
-        self.tables.put(key, table)
-        return table
 
     def _blocks_here(
         self,
@@ -188,13 +205,15 @@ class Parts:
         first: int,
         count: int,
         table: bytes | None,
+        wish: TableWish = TableWish.ANY,
     ) -> memoryview | None:
         """The blocks, verified; None if they, or a table that was asked for, are wrong.
 
         Memory of its own and not the reader's is received into: a late reply may still come.
         """
         is_new = table is None
-        asked = GetPart(encode_key(key), ref.length, ref.checksum, first, count, is_new)
+        wish = wish if is_new else TableWish.NONE
+        asked = GetPart(encode_key(key), ref.length, ref.checksum, first, count, wish)
         rank = self._stores.rank_of(store)
         reply = self._client.call(rank, Kind.GET_PART, args=encode_args(asked))
         if table is None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from mpifs.core.block_table import table_bytes
 from mpifs.core.buffers import BufferPool
 from mpifs.core.image import IMAGE_HEADER_BYTES
 from mpifs.core.limits import (
     FINALIZE_TIMEOUT_S,
+    PART_CHUNK_BYTES_MAX,
     SERVER_BUFFER_BYTES,
 )
 from mpifs.fuse.process import prepare_process
@@ -25,7 +27,8 @@ def serve(volume: str, endpoint: Endpoint, gate: SignalGate) -> int:
     the wait for a rank 0 that is dead.
     """
     prepare_process()
-    pool = BufferPool(IMAGE_HEADER_BYTES, SERVER_BUFFER_BYTES)
+    room = IMAGE_HEADER_BYTES + table_bytes(PART_CHUNK_BYTES_MAX)
+    pool = BufferPool(room, SERVER_BUFFER_BYTES)
     host, peers = endpoint.host(endpoint.rank), Client(endpoint)
     service = StoreService(volume, host, peers=peers)
     transfers = TransferService(host, peers)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 
+from mpifs.core.block_table import add_table, stored_bytes
 from mpifs.core.checksum import ChecksumFunction
 from mpifs.core.errors import DamageError, PosixError, ProtocolError
-from mpifs.core.image import COPY_INODE, IMAGE_HEADER_BYTES, split_batch
+from mpifs.core.image import COPY_INODE, IMAGE_HEADER_BYTES, encode_key, split_batch
 from mpifs.core.limits import BATCH_COUNT_MAX, INDEX_COPY_PIECE_BYTES
 from mpifs.core.messages import Serve
 from mpifs.store.chunks import Image
-from mpifs.store.value import stored_bytes
 from mpifs.transport.request import Request
 
 
@@ -36,16 +36,18 @@ def arrived_images(request: Request, served: Serve, sum_of: ChecksumFunction) ->
             raise PosixError(errno.EBADMSG, f"{header.key} was damaged on the way")
         images.append(Image(header, image))
     if len(images) == 1:
-        images = [_padded_in_place(images[0], request.buffer)]
+        images = [_completed_in_place(images[0], request.buffer)]
     return images
 
 
-def _padded_in_place(image: Image, buffer: bytearray | None) -> Image:
-    """The image with its padding zeros, if the buffer at whose start it stands has the room."""
-    size = stored_bytes(image.header.length)
+def _completed_in_place(image: Image, buffer: bytearray | None) -> Image:
+    """The whole value to store, if the buffer at whose start the image stands has the room."""
+    header = image.header
+    size = stored_bytes(header.length)
     end = len(image.data)
     if size == end or buffer is None or len(buffer) < size:
         return image
     view = memoryview(buffer)
     view[end:size] = bytes(size - end)
-    return Image(image.header, view[:size])
+    add_table(view, encode_key(header.key), header.length, header.checksum, header.checksum_kind)
+    return Image(header, view[:size])

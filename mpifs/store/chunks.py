@@ -28,6 +28,7 @@ from itertools import islice
 from typing import NamedTuple, cast
 
 from mpifs import faultpoint
+from mpifs.core.block_table import stored_bytes
 from mpifs.core.errors import (
     ChunkMissingError,
     DamageError,
@@ -63,7 +64,7 @@ from mpifs.store.folder import (
 )
 from mpifs.store.room import StoreRoom
 from mpifs.store.side import GroupChange, Side
-from mpifs.store.value import is_whole, stored_bytes
+from mpifs.store.value import is_whole, value_of
 
 _log = logging.getLogger(__name__)
 
@@ -72,8 +73,8 @@ DAMAGED_KIND = cast(ChecksumKind, 0)
 
 
 class Image(NamedTuple):
-    """A chunk to store.  `data` is header and payload, and may go on with padding zeros up to
-    `stored_bytes`: then it is stored without a copy."""
+    """A chunk to store, whose bytes have been compared with its checksum.  `data` is header and
+    payload; or the whole value of `stored_bytes`, with padding and table: it is not copied then."""
 
     header: ImageHeader
     data: memoryview
@@ -303,11 +304,7 @@ class ChunkStore:
     def _put(self, image: Image, group: GroupChange) -> None:
         header = image.header
         key = encode_key(header.key)
-        size = stored_bytes(header.length)
-        data = image.data
-        if len(data) != size:
-            exact = data[: IMAGE_HEADER_BYTES + header.length]
-            data = exact if len(exact) == size else memoryview(bytes(exact).ljust(size, b"\0"))
+        data = value_of(header, image.data)
         for change in group.holders(key):
             old = change.image(key)
             if old is not None and is_whole(old) and decode_header(old).key == header.key:

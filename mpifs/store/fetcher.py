@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from mpifs.core.block_table import add_table, stored_bytes
 from mpifs.core.checksum import function_of
 from mpifs.core.errors import (
     ChunkMissingError,
@@ -54,7 +55,7 @@ from mpifs.core.limits import (
 from mpifs.core.messages import Copy, CopyFailure, CopyItem, CopyReply, decode_args, encode_args
 from mpifs.core.types import ChecksumKind, ChunkKey
 from mpifs.store.chunks import Change, ChunkStore, Image
-from mpifs.store.value import is_whole, stored_bytes
+from mpifs.store.value import is_whole
 from mpifs.store.writer import Job
 from mpifs.transport.client import Client, Pending
 from mpifs.transport.request import Request
@@ -215,7 +216,7 @@ class Fetcher:
 
     def _ask(self, work: _Work, source: int, item: CopyItem) -> tuple[bytearray, Pending]:
         assert self._peers is not None
-        buffer = bytearray(stored_bytes(item.length))  # zeros behind the image are its padding
+        buffer = bytearray(stored_bytes(item.length))
         pending = self._peers.start(
             source,
             Kind.GET,
@@ -238,6 +239,7 @@ class Fetcher:
         if function_of(kind)(memoryview(buffer)[IMAGE_HEADER_BYTES:size]) != item.checksum:
             raise DamageError(f"its source holds other bytes of {key}")
         encode_header_into(buffer, 0, kind, key, item.length, item.checksum)
+        add_table(buffer, item.key, item.length, item.checksum, kind)
 
     def _store(
         self,

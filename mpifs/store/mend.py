@@ -20,6 +20,7 @@ from contextlib import ExitStack
 from typing import NamedTuple
 
 from mpifs import faultpoint
+from mpifs.core.block_table import add_table, stored_bytes
 from mpifs.core.checksum import Buffer
 from mpifs.core.image import (
     IMAGE_HEADER_BYTES,
@@ -32,7 +33,7 @@ from mpifs.core.messages import MendItem
 from mpifs.core.types import ChecksumKind, ChunkKey
 from mpifs.store.chunks import ChunkStore
 from mpifs.store.side import Side, SideChange, length_of
-from mpifs.store.value import has_payload, header_of, is_whole, stored_bytes
+from mpifs.store.value import has_payload, header_of, is_whole
 
 _PARKING_INODE = 2**64 - 1  # no file has it
 
@@ -176,6 +177,7 @@ class Mender:
         image = bytearray(stored_bytes(item.length))
         image[:IMAGE_HEADER_BYTES] = self._header(item)
         image[IMAGE_HEADER_BYTES:end] = value[IMAGE_HEADER_BYTES:end]
+        add_table(image, item.key, item.length, item.checksum, self._kind)
         return image
 
     def _header(self, item: MendItem) -> bytes:

@@ -19,7 +19,7 @@ from mpifs.core.limits import (
     PART_READ_BYTES_MAX,
     SMALL_AHEAD_COUNT,
 )
-from mpifs.core.messages import GetPart, ListKeys, decode_args
+from mpifs.core.messages import GetPart, ListKeys, TableWish, decode_args
 from mpifs.store.chunks import ChunkStore, Lease
 from mpifs.store.part_places import PartPlaces
 from mpifs.transport.request import Request
@@ -93,7 +93,8 @@ class Reads:
     def get_part(self, request: Request) -> None:
         """Answers GET_PART.
 
-        What is summed for a table is a copy: a page of LMDB's file that the kernel drops and reads
+        A table that is stored with the chunk spares to read all of it.  What is summed for a new
+        one is a copy: a page of LMDB's file that the kernel drops and reads
         again between two sums could hold other bytes then.
         """
         asked = decode_args(request.args, GetPart)
@@ -103,11 +104,14 @@ class Reads:
         places = self._places
         if places is None:
             places = self._places = PartPlaces(store.folder)
-        if not asked.table:
-            found = places.read(asked.key, begin, end)
+        if asked.table != TableWish.SUMMED:
+            if asked.table:
+                table = places.table(asked.key, asked.length, asked.checksum)
+            found = places.read(asked.key, begin, end) if table or not asked.table else None
             if found is not None:
-                request.reply(body=found, items=asked.count, free=self._free())
+                request.reply(args=table, body=found, items=asked.count, free=self._free())
                 return
+            table = b""
         with store.get(decode_key(asked.key)) as lease:
             header = lease.header
             if header.length != asked.length or header.checksum != asked.checksum:
@@ -119,7 +123,7 @@ class Reads:
                     raise DamageError("the chunk holds other bytes: checksum is wrong")
                 table = block_sums(payload, PART_BLOCK_BYTES, self._checksum())
             body = bytes(payload[begin:end])
-            places.note(asked.key, bytes(lease.image[:IMAGE_HEADER_BYTES]))
+            places.find(asked.key, asked.length, asked.checksum)
         request.reply(args=table, body=body, items=asked.count, free=self._free())
 
     def forget(self) -> None:
@@ -144,6 +148,7 @@ def _range(asked: GetPart) -> tuple[int, int]:
         len(asked.key) != KEY_BYTES
         or len(asked.checksum) != CHECKSUM_BYTES
         or asked.length > PART_CHUNK_BYTES_MAX
+        or asked.table not in list(TableWish)
         or not 0 <= begin < end
         or end - begin > PART_READ_BYTES_MAX + PART_BLOCK_BYTES
     ):

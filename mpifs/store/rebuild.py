@@ -19,6 +19,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 
 from mpifs import faultpoint
+from mpifs.core.block_table import stored_bytes
 from mpifs.core.errors import FullError
 from mpifs.core.image import (
     IMAGE_HEADER_BYTES,
@@ -36,7 +37,7 @@ from mpifs.store.folder import lock_folder, put_in_place, remove_folder, store_f
 from mpifs.store.identity import make_right
 from mpifs.store.inspection import file_problems, has_side
 from mpifs.store.side import SIDES, Side, SideChange
-from mpifs.store.value import header_of, is_whole, stored_bytes
+from mpifs.store.value import header_of, is_whole
 
 Range = tuple[bytes, "bytes | None"]
 _LOCAL = re.compile(

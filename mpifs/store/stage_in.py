@@ -11,13 +11,13 @@ import errno
 import os
 import stat
 
+from mpifs.core.block_table import add_table, stored_bytes
 from mpifs.core.checksum import function_of
 from mpifs.core.errors import PosixError
-from mpifs.core.image import IMAGE_HEADER_BYTES, ImageHeader, encode_header_into
+from mpifs.core.image import IMAGE_HEADER_BYTES, ImageHeader, encode_header_into, encode_key
 from mpifs.core.stage_messages import Identity, StagePart
 from mpifs.core.types import ChecksumKind, ChunkKey
 from mpifs.store.chunks import Image
-from mpifs.store.value import stored_bytes
 
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 CHANGED = errno.ESTALE
@@ -48,13 +48,14 @@ class PartReader:
         """The image of a part.  Raises OSError; ESTALE when the source has changed."""
         if item.folder != self._folder_number:
             self._enter(item.folder)
-        buffer = bytearray(stored_bytes(item.length))  # zeros behind the image are its padding
+        buffer = bytearray(stored_bytes(item.length))
         end = IMAGE_HEADER_BYTES + item.length
         payload = memoryview(buffer)[IMAGE_HEADER_BYTES:end]
         read_part(self._folder, item.name, item.source, payload, item.offset)
         checksum = self._sum(payload)
         key = ChunkKey(item.inode, item.chunk, item.generation)
         encode_header_into(buffer, 0, self._kind, key, item.length, checksum)
+        add_table(buffer, encode_key(key), item.length, checksum, self._kind)
         header = ImageHeader(self._kind, *key, item.length, checksum)
         return Image(header, memoryview(buffer))
 

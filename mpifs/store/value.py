@@ -1,19 +1,27 @@
-"""The stored value of a chunk: its image, in `large/` with padding zeros behind it."""
+"""The stored value of a chunk: its image, in `large/` with padding zeros behind it and the table
+of its blocks (core/block_table.py)."""
 
 from __future__ import annotations
 
+from mpifs.core.block_table import add_table, stored_bytes
 from mpifs.core.checksum import Buffer, function_of
 from mpifs.core.errors import DamageError
-from mpifs.core.image import IMAGE_HEADER_BYTES, ImageHeader, decode_header
-from mpifs.core.limits import SMALL_VALUE_BYTES_MAX
+from mpifs.core.image import IMAGE_HEADER_BYTES, ImageHeader, decode_header, encode_key
 from mpifs.core.types import ChecksumKind
 
 
-def stored_bytes(length: int) -> int:
-    """Size of the stored value of a chunk with `length` payload bytes."""
-    if length <= SMALL_VALUE_BYTES_MAX:
-        return IMAGE_HEADER_BYTES + length
-    return IMAGE_HEADER_BYTES + (1 << (length - 1).bit_length())
+def value_of(header: ImageHeader, data: memoryview) -> memoryview:
+    """The stored value of a chunk with this header: `data`, if it is all of it, else a copy of the
+    image with what belongs behind it."""
+    size = stored_bytes(header.length)
+    if len(data) == size:
+        return data
+    image = data[: IMAGE_HEADER_BYTES + header.length]
+    value = memoryview(bytearray(size))
+    value[: len(image)] = image
+    key = encode_key(header.key)
+    add_table(value, key, header.length, header.checksum, header.checksum_kind)
+    return value
 
 
 def header_of(value: Buffer) -> ImageHeader | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Callable
 
 import pytest
@@ -42,6 +43,7 @@ def test_flips_on_the_way_and_on_disk(volume: Make) -> None:
         flip(one.store, 1, data[index * CHUNK : (index + 1) * CHUNK])
     one.mount()
     assert (one / "file").read_bytes() == data
+    time.sleep(1.0)  # what was read ahead has been told of, too
     found = set(re.findall(r"chunk (\d+) \(generation \d+\) on worker 1", one.log()))
     assert found, one.log_tail()
     assert {int(index) for index in found} <= set(harmed)

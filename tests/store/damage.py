@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+from mpifs.core.block_table import stored_bytes
 from mpifs.core.checksum import function_of
 from mpifs.core.chunk_report import REPORT_BYTES, ChunkReport, decode_reports
 from mpifs.core.image import IMAGE_HEADER_BYTES, KEY_BYTES, decode_header, encode_key
@@ -11,7 +12,6 @@ from mpifs.core.messages import MendItem
 from mpifs.core.types import ChunkKey
 from mpifs.store.chunks import ChunkStore
 from mpifs.store.side import Side
-from mpifs.store.value import stored_bytes
 from mpifs.store.verify import verify
 from tests.store.images import KIND, image_bytes
 

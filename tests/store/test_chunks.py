@@ -17,6 +17,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from mpifs.core.block_table import stored_bytes
 from mpifs.core.errors import (
     ChunkMissingError,
     DamageError,
@@ -30,7 +31,6 @@ from mpifs.core.limits import KIB, MIB, SMALL_VALUE_BYTES_MAX
 from mpifs.core.types import ChecksumKind, ChunkKey
 from mpifs.store.chunks import Change, ChunkStore
 from mpifs.store.folder import find_stores, store_folder
-from mpifs.store.value import stored_bytes
 from tests.store.images import STORE, VOLUME, image, image_bytes, open_store
 
 SIZES = [0, 1, 4096, SMALL_VALUE_BYTES_MAX, SMALL_VALUE_BYTES_MAX + 1, 65536, 100_000]
@@ -121,8 +121,10 @@ def test_stored_sizes_are_powers_of_two_behind_the_header() -> None:
     assert stored_bytes(0) == 64
     assert stored_bytes(32 * KIB) == 64 + 32 * KIB
     assert stored_bytes(32 * KIB + 1) == 64 + 64 * KIB
-    assert stored_bytes(MIB) == 64 + MIB
-    assert stored_bytes(MIB - 1) == 64 + MIB
+    assert stored_bytes(128 * KIB) == 64 + 128 * KIB
+    assert stored_bytes(MIB) == 64 + MIB + 65 * 16  # and the table behind that: in the same page
+    assert stored_bytes(8 * MIB) == 64 + 8 * MIB
+    assert stored_bytes(MIB - 1) == stored_bytes(MIB)
 
 
 def test_the_same_chunk_again_is_fine_and_another_is_refused(store: ChunkStore) -> None:

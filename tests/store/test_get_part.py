@@ -15,7 +15,7 @@ from mpifs.core.errors import MpifsError, RemoteError
 from mpifs.core.image import encode_key
 from mpifs.core.kinds import Kind
 from mpifs.core.limits import MIB, PART_BLOCK_BYTES, PART_CHUNK_BYTES_MAX, PART_READ_BYTES_MAX
-from mpifs.core.messages import GetPart, encode_args
+from mpifs.core.messages import GetPart, TableWish, encode_args
 from mpifs.core.types import ChunkKey
 from mpifs.transport.client import Reply
 from tests.store.damage import flip, put_row, read_row, side_named
@@ -47,7 +47,7 @@ class Ask:
 
     first: int = 0
     count: int = 1
-    table: bool = False
+    table: int = TableWish.NONE
     key: bytes = encode_key(KEY)
     length: int = len(PAYLOAD)
     checksum: bytes = SUM(PAYLOAD)
@@ -74,7 +74,7 @@ def damage(worker: Worker, at: int) -> None:
 def test_blocks_and_table(worker: Worker) -> None:
     last = len(BLOCKS) - 1
     for first, count in ((0, 1), (3, 2), (last, 1), (last - 1, 2), (5, 5), (last, 4)):
-        for table in (True, False):
+        for table in TableWish:
             reply = Ask(first, count, table).of(worker)
             assert bytes(reply.body) == b"".join(BLOCKS[first : first + count])
             assert bytes(reply.args) == (TABLE if table else b"")
@@ -83,13 +83,16 @@ def test_blocks_and_table(worker: Worker) -> None:
 
 def test_damage_shows_where_the_chunk_is_summed(worker: Worker) -> None:
     damage(worker, 64 + 10 * BLOCK + 5)
-    assert Ask(0, 1, table=True).refused(worker) == errno.EIO
-    assert bytes(Ask(0).of(worker).body) == BLOCKS[0]
+    assert Ask(0, 1, table=TableWish.SUMMED).refused(worker) == errno.EIO
+    for table in (TableWish.NONE, TableWish.ANY):
+        reply = Ask(0, table=table).of(worker)
+        assert bytes(reply.body) == BLOCKS[0]
+        assert bytes(reply.args) == (TABLE if table else b"")
     assert bytes(Ask(10).of(worker).body) != BLOCKS[10]  # whoever has a table sees it
 
 
 def test_another_chunk_than_the_index_knows(worker: Worker) -> None:
-    for table in (True, False):
+    for table in TableWish:
         assert Ask(table=table, checksum=bytes(16)).refused(worker) == errno.EIO
         assert Ask(table=table, length=len(PAYLOAD) - 1).refused(worker) == errno.EIO
         missing = encode_key(ChunkKey(7, 2, 10))
@@ -102,6 +105,8 @@ def test_another_chunk_than_the_index_knows(worker: Worker) -> None:
     "asked",
     [
         Ask(first=-1),
+        Ask(table=3),
+        Ask(table=-1),
         Ask(count=0),
         Ask(count=-5),
         Ask(first=len(BLOCKS)),

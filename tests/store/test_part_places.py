@@ -14,10 +14,10 @@ import pytest
 
 from mpifs.core.checksum import function_of
 from mpifs.core.errors import StoreGoneError
-from mpifs.core.image import IMAGE_HEADER_BYTES, encode_key
+from mpifs.core.image import encode_key
 from mpifs.core.kinds import Kind
 from mpifs.core.limits import KIB, MIB, PART_BLOCK_BYTES, SMALL_VALUE_BYTES_MAX
-from mpifs.core.messages import GetPart, Serve, encode_args
+from mpifs.core.messages import GetPart, Serve, TableWish, encode_args
 from mpifs.core.types import Caller, ChunkKey, ChunkRef
 from mpifs.datafile import DATA_NAME
 from mpifs.job.assembly import VfsOptions
@@ -43,10 +43,6 @@ def payload_of(number: int, size: int = SIZE) -> bytes:
     return random.Random(number).randbytes(size)
 
 
-def header_of(number: int, size: int = SIZE) -> bytes:
-    return image_bytes(key_of(number), payload_of(number, size))[:IMAGE_HEADER_BYTES]
-
-
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[ChunkStore]:
     opened = open_store(str(tmp_path / "worker-3"))
@@ -59,9 +55,13 @@ def put(store: ChunkStore, *numbers: int, size: int = SIZE) -> None:
     store.apply([Change(puts=images)])
 
 
+def find(places: PartPlaces, number: int, payload: bytes) -> bool:
+    return places.find(encode_key(key_of(number)), len(payload), SUM(payload))
+
+
 def noted(places: PartPlaces, *numbers: int) -> PartPlaces:
     for number in numbers:
-        places.note(encode_key(key_of(number)), header_of(number))
+        find(places, number, payload_of(number))
     return places
 
 
@@ -101,7 +101,7 @@ def test_small_chunks_have_none(store: ChunkStore, size: int) -> None:
     put(store, 1, size=size)
     put(store, 2)
     places = PartPlaces(store.folder)
-    places.note(encode_key(key_of(1)), header_of(1, size))
+    assert not find(places, 1, payload_of(1, size))
     assert places.read(encode_key(key_of(1)), 0, size) is None
     assert not places._places
 
@@ -109,10 +109,10 @@ def test_small_chunks_have_none(store: ChunkStore, size: int) -> None:
 def test_only_what_begins_as_expected_is_noted(store: ChunkStore) -> None:
     put(store, 1)
     places = PartPlaces(store.folder)
-    places.note(encode_key(key_of(1)), header_of(2))
-    places.note(encode_key(key_of(2)), header_of(2))
-    places.note(b"", header_of(2))
-    places.note(encode_key(key_of(1)), b"x" * IMAGE_HEADER_BYTES)
+    assert not find(places, 1, payload_of(2))
+    assert not find(places, 1, payload_of(1)[1:])
+    assert not find(places, 2, payload_of(2))
+    assert not places.find(b"", SIZE, SUM(payload_of(1)))
     assert not places._places
     noted(places, 1)
     assert read(places, 1) == payload_of(1)
@@ -184,7 +184,7 @@ class Ask:
         patch.setattr(PartPlaces, "read", read)
 
     def of(self, payload: bytes) -> bytes:
-        asked = GetPart(encode_key(key_of(1)), len(payload), SUM(payload), 0, 2, False)
+        asked = GetPart(encode_key(key_of(1)), len(payload), SUM(payload), 0, 2, TableWish.NONE)
         return bytes(self._worker.call(Kind.GET_PART, encode_args(asked)).body)
 
 
