@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 
-from mpifs.core.block_table import stored_bytes
+from mpifs.core.block_table import checked_table, stored_bytes
 from mpifs.core.checksum import function_of
 from mpifs.core.chunk_report import REPORT_BYTES, ChunkReport, decode_reports
-from mpifs.core.image import IMAGE_HEADER_BYTES, KEY_BYTES, decode_header, encode_key
+from mpifs.core.image import IMAGE_HEADER_BYTES, KEY_BYTES, decode_header, encode_key, slot_bytes
 from mpifs.core.messages import MendItem
 from mpifs.core.types import ChunkKey
 from mpifs.store.chunks import ChunkStore
@@ -21,6 +21,15 @@ SUM = function_of(KIND)
 def value_of(key: ChunkKey, payload: bytes) -> bytes:
     """The stored value of a chunk."""
     return image_bytes(key, payload).ljust(stored_bytes(len(payload)), b"\0")
+
+
+def has_right_table(store: ChunkStore, key: ChunkKey, payload: bytes) -> bool:
+    """Whether a long chunk is stored with the table of its blocks."""
+    value = read_row(side_named(store, "large"), "chunks", encode_key(key))
+    assert value is not None
+    assert len(value) == stored_bytes(len(payload))
+    at = IMAGE_HEADER_BYTES + slot_bytes(len(payload))
+    return checked_table(value[at:], encode_key(key), len(payload), SUM(payload)) is not None
 
 
 def put_row(side: Side, database: str, key: bytes, value: bytes) -> None:

@@ -17,7 +17,7 @@ from mpifs.core.checksum import function_of
 from mpifs.core.errors import RemoteError, StoreGoneError
 from mpifs.core.image import IMAGE_HEADER_BYTES, encode_key
 from mpifs.core.kinds import Kind
-from mpifs.core.limits import COPY_COUNT_MAX, KIB, MIB
+from mpifs.core.limits import COPY_COUNT_MAX, KIB, MIB, PART_CHUNK_BYTES_MIN
 from mpifs.core.messages import (
     Copy,
     CopyFailure,
@@ -34,6 +34,7 @@ from mpifs.store.watch import StoreWatch
 from mpifs.transport.client import Client
 from mpifs.transport.loopback import make_world
 from mpifs.transport.server import Server
+from tests.store.damage import has_right_table
 from tests.store.images import KIND, VOLUME, image_bytes
 
 SUM = function_of(KIND)
@@ -106,6 +107,11 @@ def test_chunks_of_all_sizes_arrive_and_are_durable(pair: Pair) -> None:
     assert pair.copy(chunks) == []  # may be repeated
     assert {key: pair.get(2, key) for key in chunks} == chunks
     assert {key: pair.get(1, key) for key in chunks} == chunks
+    for service in pair.services:
+        assert service.store is not None
+        for key, payload in chunks.items():
+            if len(payload) > PART_CHUNK_BYTES_MIN:
+                assert has_right_table(service.store, key, payload)
 
 
 def test_nothing_is_stored_that_is_not_what_the_index_knows(pair: Pair) -> None:
