@@ -145,19 +145,18 @@ class Parts:
 
     def _table_here(self, store: int, key: ChunkKey, ref: ChunkRef) -> bytes | None:
         """The table, of a chunk that can be had past the worker."""
-        table = self._stored_table(store, key, ref) or self._summed_table(store, key, ref)
+        table = None
+        if has_table(ref.length, self._kind):
+            stored = bytearray(table_bytes(ref.length))
+            # Not every chunk has one: that it is wrong does not tell that its place is.
+            if not self._local.read(store, key, ref, slot_bytes(ref.length), stored, lambda: True):
+                return None  # the kernel would begin to read all of the chunk if asked for it
+            table = checked_table(stored, encode_key(key), ref.length, ref.checksum)
+        if table is None:
+            table = self._summed_table(store, key, ref)
         if table is not None:
             self.tables.put(key, table)
         return table
-
-    def _stored_table(self, store: int, key: ChunkKey, ref: ChunkRef) -> bytes | None:
-        if not has_table(ref.length, self._kind):
-            return None
-        stored = bytearray(table_bytes(ref.length))
-        # Not every chunk has one: that it is wrong does not tell that its place is.
-        if not self._local.read(store, key, ref, slot_bytes(ref.length), stored, lambda: True):
-            return None
-        return checked_table(stored, encode_key(key), ref.length, ref.checksum)
 
     def _summed_table(self, store: int, key: ChunkKey, ref: ChunkRef) -> bytes | None:
         """One thread sums a chunk at a time; others ask the worker."""

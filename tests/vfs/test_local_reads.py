@@ -172,6 +172,24 @@ def test_a_first_read_takes_a_block_and_the_table(make: Any) -> None:
     assert files.asked == {Kind.GET_PART: COUNT}
 
 
+def test_no_chunk_is_asked_for_that_is_not_in_memory(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel would begin to read all of it, for one block."""
+    files = make()
+    sizes: list[int] = []
+
+    def read(file: object, key: bytes, begin: int, into: bytearray) -> bool:
+        sizes.append(len(into))
+        return False
+
+    monkeypatch.setattr(local_stores._DataFile, "read", read)
+    for chunk in range(COUNT):
+        files.check(chunk * CHUNK + 5 * PART_BLOCK_BYTES + 7, 4096)
+    assert files.asked == {Kind.GET_PART: COUNT}
+    assert max(sizes) <= PART_BLOCK_BYTES
+
+
 @pytest.mark.parametrize("is_local", [True, False])
 @pytest.mark.parametrize("at", [0, 17, -1])
 def test_a_wrong_table_is_no_damage(make: Any, at: int, is_local: bool) -> None:
