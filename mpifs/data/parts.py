@@ -130,7 +130,7 @@ class Parts:
             if body is None:
                 # Damaged on the way, or in the store: it shall sum the chunk.
                 self.tables.drop(key)
-                body = self._fetch(store, key, ref, first, count, None, TableWish.SUMMED)
+                body = self._fetch(store, key, ref, first, count, None, is_summed=True)
         except OSError as error:
             log.info("part of %s: %s", key, error)
             if len(ref.stores) > 1 and tells_damage(error):
@@ -204,14 +204,17 @@ class Parts:
         first: int,
         count: int,
         table: bytes | None,
-        wish: TableWish = TableWish.ANY,
+        *,
+        is_summed: bool = False,
     ) -> memoryview | None:
         """The blocks, verified; None if they, or a table that was asked for, are wrong.
 
         Memory of its own and not the reader's is received into: a late reply may still come.
         """
         is_new = table is None
-        wish = wish if is_new else TableWish.NONE
+        wish = TableWish.ANY if is_new else TableWish.NONE
+        if is_new and (is_summed or not has_table(ref.length, self._kind)):
+            wish = TableWish.SUMMED
         asked = GetPart(encode_key(key), ref.length, ref.checksum, first, count, wish)
         rank = self._stores.rank_of(store)
         reply = self._client.call(rank, Kind.GET_PART, args=encode_args(asked))

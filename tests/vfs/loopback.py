@@ -70,15 +70,18 @@ class LoopbackVolume:
     """Set before `open`: chunks are read past the workers."""
 
     def __init__(
-        self, folder: Path, workers: int = 4, chunk_size: int = 64 * 1024, replicas: int = 1
+        self,
+        folder: Path,
+        workers: int = 4,
+        chunk_size: int = 64 * 1024,
+        replicas: int = 1,
+        checksum: ChecksumKind = ChecksumKind.XXH3_128,
     ) -> None:
         self.folder = folder
         self.workers = workers
         folder.mkdir(parents=True, exist_ok=True)
         volume = uuid.uuid4().bytes
-        block = Superblock(
-            Role.INDEX, volume, volume, 0, chunk_size, replicas, ChecksumKind.XXH3_128, 0
-        )
+        block = Superblock(Role.INDEX, volume, volume, 0, chunk_size, replicas, checksum, 0)
         stores = [
             StoreEntry(StoreId(n), uuid.uuid4().bytes, StoreState.FRESH)
             for n in range(1, workers + 1)

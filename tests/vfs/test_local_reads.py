@@ -14,16 +14,20 @@ from typing import Any
 
 import pytest
 
+from mpifs.core import block_table
 from mpifs.core.block_table import table_bytes
+from mpifs.core.checksum import block_sums, function_of
 from mpifs.core.errors import DamageError
-from mpifs.core.image import encode_key
+from mpifs.core.image import IMAGE_HEADER_BYTES, encode_key
 from mpifs.core.kinds import Kind
 from mpifs.core.limits import KIB, PART_BLOCK_BYTES
-from mpifs.core.types import Caller, ChunkKey, ChunkRef
+from mpifs.core.types import Caller, ChecksumKind, ChunkKey, ChunkRef
 from mpifs.data import local_stores
 from mpifs.data.local_stores import LocalStores
 from mpifs.job.assembly import VfsOptions
+from mpifs.store.folder import data_path
 from mpifs.transport.client import Client
+from mpifs.valuepages import place_of
 from tests.threads import all_at_once
 from tests.vfs.loopback import LoopbackVolume, harm
 
@@ -44,8 +48,8 @@ def content(number: int) -> bytes:
 class Files:
     """A volume, one file in it, and how often its workers are asked for chunks."""
 
-    def __init__(self, folder: Path, replicas: int) -> None:
-        self.volume = LoopbackVolume(folder, workers=2, chunk_size=CHUNK, replicas=replicas)
+    def __init__(self, folder: Path, replicas: int, checksum: ChecksumKind) -> None:
+        self.volume = LoopbackVolume(folder, 2, CHUNK, replicas, checksum)
         self.local = self.volume.read_past_workers()
         self.bad: list[tuple[int, int]] = []
         self.asked: Counter[int] = Counter()
@@ -110,8 +114,8 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
             made[0].asked[kind] += 1
         return real(client, rank, kind, **words)
 
-    def build(replicas: int = 1) -> Files:
-        made.append(Files(tmp_path / "volume", replicas))
+    def build(replicas: int = 1, checksum: ChecksumKind = ChecksumKind.XXH3_128) -> Files:
+        made.append(Files(tmp_path / "volume", replicas, checksum))
         return made[-1]
 
     monkeypatch.setattr(Client, "start", start)
@@ -206,6 +210,32 @@ def test_a_wrong_table_is_no_damage(make: Any, at: int, is_local: bool) -> None:
     assert not files.bad
     files.cold()
     files.check(0, len(DATA))
+
+
+@pytest.mark.parametrize("is_local", [True, False])
+def test_a_forged_table_is_not_believed_where_checksums_are_to_find_intent(
+    make: Any, is_local: bool
+) -> None:
+    """Who can write to a store changes a block, and makes table and guard anew."""
+    files = make(checksum=ChecksumKind.BLAKE3)
+    files.check(5 * PART_BLOCK_BYTES + 7, 4096)
+    if not is_local:
+        files.local._path_of = lambda store, side: None
+        for store in (1, 2):
+            files.local.close(store)
+    key, ref = files.ref(0)
+    payload = bytearray(DATA[:CHUNK])
+    payload[5 * PART_BLOCK_BYTES + 17] ^= 1
+    sums = block_sums(memoryview(payload), PART_BLOCK_BYTES, function_of(ChecksumKind.BLAKE3))
+    guard = block_table._guard(encode_key(key), ref.length, ref.checksum, sums)
+    with open(data_path(str(files.volume.folder), ref.stores[0], "large"), "r+b") as file:
+        place = place_of(file.fileno(), "chunks", encode_key(key))
+        assert place is not None
+        os.pwrite(file.fileno(), payload + guard + sums, place + IMAGE_HEADER_BYTES)
+    files.cold()
+    with pytest.raises(DamageError):
+        files.read(5 * PART_BLOCK_BYTES + 7, 4096)
+    files.check(CHUNK + 5 * PART_BLOCK_BYTES + 7, 4096)
 
 
 def test_rewritten_chunks(make: Any) -> None:
