@@ -15,7 +15,7 @@ import struct
 
 from mpifs.core.checksum import CHECKSUM_BYTES, Buffer, block_sums, function_of
 from mpifs.core.image import IMAGE_HEADER_BYTES, slot_bytes
-from mpifs.core.limits import PART_BLOCK_BYTES, PART_CHUNK_BYTES_MAX, PART_CHUNK_BYTES_MIN
+from mpifs.core.limits import PART_BLOCK_BYTES, PART_CHUNK_BYTES_MIN, PART_TABLED_BYTES_MAX
 from mpifs.core.types import ChecksumKind
 
 _BOUND = struct.Struct(">24sQ16s")
@@ -24,13 +24,12 @@ _sum = function_of(ChecksumKind.XXH3_128)
 
 def has_table(length: int, kind: int) -> bool:
     """Whether a chunk with `length` payload bytes and a checksum of `kind` has a table."""
-    is_long = PART_CHUNK_BYTES_MIN < length <= PART_CHUNK_BYTES_MAX
-    return is_long and kind == ChecksumKind.XXH3_128
+    return bool(table_bytes(length)) and kind == ChecksumKind.XXH3_128
 
 
 def table_bytes(length: int) -> int:
     """Room for the table and its guard behind a chunk with `length` payload bytes."""
-    if not PART_CHUNK_BYTES_MIN < length <= PART_CHUNK_BYTES_MAX:
+    if not PART_CHUNK_BYTES_MIN < length <= PART_TABLED_BYTES_MAX:
         return 0
     return (1 + -(-length // PART_BLOCK_BYTES)) * CHECKSUM_BYTES
 

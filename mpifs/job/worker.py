@@ -7,7 +7,7 @@ from mpifs.core.buffers import BufferPool
 from mpifs.core.image import IMAGE_HEADER_BYTES
 from mpifs.core.limits import (
     FINALIZE_TIMEOUT_S,
-    PART_CHUNK_BYTES_MAX,
+    PART_TABLED_BYTES_MAX,
     SERVER_BUFFER_BYTES,
 )
 from mpifs.fuse.process import prepare_process
@@ -27,7 +27,7 @@ def serve(volume: str, endpoint: Endpoint, gate: SignalGate) -> int:
     the wait for a rank 0 that is dead.
     """
     prepare_process()
-    room = IMAGE_HEADER_BYTES + table_bytes(PART_CHUNK_BYTES_MAX)
+    room = IMAGE_HEADER_BYTES + table_bytes(PART_TABLED_BYTES_MAX)
     pool = BufferPool(room, SERVER_BUFFER_BYTES)
     host, peers = endpoint.host(endpoint.rank), Client(endpoint)
     service = StoreService(volume, host, peers=peers)

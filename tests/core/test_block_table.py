@@ -15,7 +15,7 @@ from mpifs.core.block_table import (
 )
 from mpifs.core.checksum import block_sums, function_of
 from mpifs.core.image import IMAGE_HEADER_BYTES, encode_key, slot_bytes
-from mpifs.core.limits import KIB, MIB, PART_BLOCK_BYTES, PART_CHUNK_BYTES_MAX
+from mpifs.core.limits import KIB, MIB, PART_BLOCK_BYTES, PART_TABLED_BYTES_MAX
 from mpifs.core.types import ChecksumKind, ChunkKey
 
 KIND = ChecksumKind.XXH3_128
@@ -36,7 +36,7 @@ def made(length: int, kind: ChecksumKind = KIND) -> tuple[bytes, bytes, bytes]:
     return payload, checksum, bytes(value[at:])
 
 
-@pytest.mark.parametrize("length", [128 * KIB + 1, 600_000, MIB - 1, MIB, PART_CHUNK_BYTES_MAX])
+@pytest.mark.parametrize("length", [128 * KIB + 1, 600_000, MIB - 1, MIB, PART_TABLED_BYTES_MAX])
 def test_the_sums_of_all_blocks(length: int) -> None:
     payload, checksum, stored = made(length)
     assert len(stored) == table_bytes(length)
@@ -66,7 +66,15 @@ def test_any_flipped_bit_shows() -> None:
         assert checked_table(flipped, KEY, length, checksum) is None
 
 
-@pytest.mark.parametrize("length", [0, 1, 32 * KIB, 128 * KIB, PART_CHUNK_BYTES_MAX + 1])
+def test_a_table_takes_no_page_more() -> None:
+    """Of LMDB's, with its header of 16 bytes: holes of chunks without one are as large."""
+    for power in range(15, 27):
+        for length in (1 << power, (1 << power) + 1):
+            without = 16 + IMAGE_HEADER_BYTES + slot_bytes(length)
+            assert (16 + stored_bytes(length) + 4095) // 4096 == (without + 4095) // 4096
+
+
+@pytest.mark.parametrize("length", [0, 1, 32 * KIB, 128 * KIB, PART_TABLED_BYTES_MAX + 1])
 def test_short_and_very_long_chunks_have_none(length: int) -> None:
     assert not has_table(length, KIND)
     assert made(length)[2] == b""

@@ -123,7 +123,7 @@ def test_stored_sizes_are_powers_of_two_behind_the_header() -> None:
     assert stored_bytes(32 * KIB + 1) == 64 + 64 * KIB
     assert stored_bytes(128 * KIB) == 64 + 128 * KIB
     assert stored_bytes(MIB) == 64 + MIB + 65 * 16  # and the table behind that: in the same page
-    assert stored_bytes(8 * MIB) == 64 + 8 * MIB
+    assert stored_bytes(4 * MIB) == 64 + 4 * MIB
     assert stored_bytes(MIB - 1) == stored_bytes(MIB)
 
 
