@@ -33,6 +33,7 @@ class Mounted:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tests.fuse.serve", *words],
                 cwd=ROOT,
+                env={**os.environ, "TMPDIR": str(log.parent)},  # its volume goes with the test
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
