@@ -13,6 +13,7 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import NamedTuple
 
 from mpifs.core.block_table import checked_table, has_table, table_bytes
 from mpifs.core.checksum import CHECKSUM_BYTES, block_sums, function_of
@@ -82,6 +83,26 @@ class BlockTables:
             self.bytes_used -= len(table) + _ENTRY_BYTES
 
 
+class _Wanted(NamedTuple):
+    """Blocks of a chunk in one of its stores."""
+
+    store: int
+    key: ChunkKey
+    ref: ChunkRef
+    first: int
+    blocks: int
+
+    @property
+    def begin(self) -> int:
+        """The first byte's place in the chunk."""
+        return self.first * PART_BLOCK_BYTES
+
+    @property
+    def size(self) -> int:
+        """Bytes; the chunk's last block is a short one."""
+        return min(self.blocks * PART_BLOCK_BYTES, self.ref.length - self.begin)
+
+
 class Parts:
     """Fetches parts of chunks; any thread may call.
 
@@ -122,15 +143,16 @@ class Parts:
         first = start // PART_BLOCK_BYTES
         count = (start + len(into) - 1) // PART_BLOCK_BYTES + 1 - first
         store = self._choose(ref.stores, first)
+        wanted = _Wanted(store, key, ref, first, count)
         table = self.tables.get(key) or self._table_here(store, key, ref)
         try:
-            body = self._blocks_here(store, key, ref, first, count, table)
+            body = self._blocks_here(wanted, table)
             if body is None:
-                body = self._fetch(store, key, ref, first, count, table)
+                body = self._fetch(wanted, table)
             if body is None:
                 # Damaged on the way, or in the store: it shall sum the chunk.
                 self.tables.drop(key)
-                body = self._fetch(store, key, ref, first, count, None, is_summed=True)
+                body = self._fetch(wanted, None, is_summed=True)
         except OSError as error:
             log.info("part of %s: %s", key, error)
             if len(ref.stores) > 1 and tells_damage(error):
@@ -139,7 +161,7 @@ class Parts:
         if body is None:
             log.info("part of %s did not come as it should", key)
             return False
-        skip = start - first * PART_BLOCK_BYTES
+        skip = start - wanted.begin
         into[:] = body[skip : skip + len(into)]
         return True
 
@@ -176,57 +198,40 @@ class Parts:
         finally:
             self._scratch_lock.release()
 
-    def _blocks_here(
-        self,
-        store: int,
-        key: ChunkKey,
-        ref: ChunkRef,
-        first: int,
-        count: int,
-        table: bytes | None,
-    ) -> memoryview | None:
+    def _blocks_here(self, wanted: _Wanted, table: bytes | None) -> memoryview | None:
         """The blocks, verified, if there is a table and they can be had past the worker."""
         if table is None:
             return None
-        begin = first * PART_BLOCK_BYTES
-        body = memoryview(bytearray(min(count * PART_BLOCK_BYTES, ref.length - begin)))
+        store, key, ref, first, _ = wanted
+        body = memoryview(bytearray(wanted.size))
 
         def are_right() -> bool:
             return self._are_right(body, table, first)
 
-        return body if self._local.read(store, key, ref, begin, body, are_right) else None
+        return body if self._local.read(store, key, ref, wanted.begin, body, are_right) else None
 
     def _fetch(
-        self,
-        store: int,
-        key: ChunkKey,
-        ref: ChunkRef,
-        first: int,
-        count: int,
-        table: bytes | None,
-        *,
-        is_summed: bool = False,
+        self, wanted: _Wanted, table: bytes | None, *, is_summed: bool = False
     ) -> memoryview | None:
         """The blocks, verified; None if they, or a table that was asked for, are wrong.
 
         Memory of its own and not the reader's is received into: a late reply may still come.
         """
+        store, key, ref, first, count = wanted
         is_new = table is None
         wish = TableWish.ANY if is_new else TableWish.NONE
         if is_new and (is_summed or not has_table(ref.length, self._kind)):
             wish = TableWish.SUMMED
         asked = GetPart(encode_key(key), ref.length, ref.checksum, first, count, wish)
-        rank = self._stores.rank_of(store)
-        reply = self._client.call(rank, Kind.GET_PART, args=encode_args(asked))
+        reply = self._client.call(
+            self._stores.rank_of(store), Kind.GET_PART, args=encode_args(asked)
+        )
         if table is None:
             table = bytes(reply.args)
             if len(table) != -(-ref.length // PART_BLOCK_BYTES) * CHECKSUM_BYTES:
                 return None
         body = reply.body
-        begin = first * PART_BLOCK_BYTES
-        if len(body) != min(count * PART_BLOCK_BYTES, ref.length - begin):
-            return None
-        if not self._are_right(body, table, first):
+        if len(body) != wanted.size or not self._are_right(body, table, first):
             return None
         if is_new:
             self.tables.put(key, table)

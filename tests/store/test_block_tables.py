@@ -61,38 +61,28 @@ def test_of_a_chunk_that_was_mended(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("is_known", [False, True])
 def test_the_worker_sums_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_known: bool
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, is_known: bool
 ) -> None:
-    worker = Worker(str(tmp_path))
-    try:
-        worker.call(Kind.SERVE, encode_args(SERVE))
-        worker.put(image_bytes(KEY, PAYLOAD))
-        if is_known:
-            Ask(3).of(worker)
+    worker.call(Kind.SERVE, encode_args(SERVE))
+    worker.put(image_bytes(KEY, PAYLOAD))
+    if is_known:
+        Ask(3).of(worker)
 
-        def refuse(*_: object) -> bytes:
-            raise AssertionError("the chunk is summed")
+    def refuse(*_: object) -> bytes:
+        raise AssertionError("the chunk is summed")
 
-        monkeypatch.setattr(reads, "block_sums", refuse)
-        monkeypatch.setattr(worker.service.store, "get", refuse)
-        for _ in range(2):
-            reply = Ask(5, 2, TableWish.ANY).of(worker)
-            assert bytes(reply.args) == TABLE
-            assert bytes(reply.body) == BLOCKS[5] + BLOCKS[6]
-    finally:
-        worker.service.close()
-        worker.thread.join(10)
+    monkeypatch.setattr(reads, "block_sums", refuse)
+    monkeypatch.setattr(worker.service.store, "get", refuse)
+    for _ in range(2):
+        reply = Ask(5, 2, TableWish.ANY).of(worker)
+        assert bytes(reply.args) == TABLE
+        assert bytes(reply.body) == BLOCKS[5] + BLOCKS[6]
 
 
-def test_of_several_images_in_one_put(tmp_path: Path) -> None:
+def test_of_several_images_in_one_put(worker: Worker) -> None:
     payloads = {ChunkKey(3, n, n + 1): random.Random(n).randbytes(200_000) for n in range(3)}
-    worker = Worker(str(tmp_path))
-    try:
-        worker.call(Kind.SERVE, encode_args(SERVE))
-        worker.put(*(image_bytes(key, payload) for key, payload in payloads.items()))
-        assert worker.service.store is not None
-        for key, payload in payloads.items():
-            assert has_right_table(worker.service.store, key, payload)
-    finally:
-        worker.service.close()
-        worker.thread.join(10)
+    worker.call(Kind.SERVE, encode_args(SERVE))
+    worker.put(*(image_bytes(key, payload) for key, payload in payloads.items()))
+    assert worker.service.store is not None
+    for key, payload in payloads.items():
+        assert has_right_table(worker.service.store, key, payload)

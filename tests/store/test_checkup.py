@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,15 +38,6 @@ from tests.store.test_service import SERVE, Worker, refusal
 
 PAYLOADS = {ChunkKey(2, chunk, 5): bytes([chunk]) * 20_000 * chunk for chunk in range(1, 8)}
 ALL = VerifyKeys(b"", 1000, 1 << 30, True)
-
-
-@pytest.fixture
-def worker(tmp_path: Path) -> Iterator[Worker]:
-    made = Worker(str(tmp_path))
-    yield made
-    made.service.close()
-    made.thread.join(10)
-    assert not made.thread.is_alive()
 
 
 def serve(worker: Worker) -> None:

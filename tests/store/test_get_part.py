@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
@@ -31,14 +29,10 @@ TABLE = b"".join(map(SUM, BLOCKS))
 
 
 @pytest.fixture
-def worker(tmp_path: Path) -> Iterator[Worker]:
-    made = Worker(str(tmp_path))
-    made.call(Kind.SERVE, encode_args(SERVE))
-    made.put(image_bytes(KEY, PAYLOAD))
-    yield made
-    made.service.close()
-    made.thread.join(10)
-    assert not made.thread.is_alive()
+def worker(worker: Worker) -> Worker:
+    worker.call(Kind.SERVE, encode_args(SERVE))
+    worker.put(image_bytes(KEY, PAYLOAD))
+    return worker
 
 
 @dataclass

@@ -190,29 +190,23 @@ class Ask:
 
 @pytest.mark.parametrize("number", [3, 4])
 def test_another_store_has_other_places(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+    worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     """In place of one that is gone, in the same folder or another one."""
-    worker = Worker(str(tmp_path))
-    try:
-        worker.call(Kind.SERVE, encode_args(SERVE))
-        worker.put(image_bytes(key_of(1), payload_of(1)))
-        ask = Ask(worker, monkeypatch)
-        for _ in range(3):
-            assert ask.of(payload_of(1)) == payload_of(1)[: 2 * BLOCK]
-        assert [found is not None for found in ask.found] == [False, True, True]
-        shutil.rmtree(tmp_path / "worker-3")
-        with pytest.raises(StoreGoneError):
-            worker.call(Kind.PING)
-        other = Serve(number, VOLUME, b"t" * 16, MIB, KIND, True)
-        worker.call(Kind.SERVE, encode_args(other))
-        worker.put(image_bytes(key_of(1), payload_of(2)))
-        for _ in range(3):
-            assert ask.of(payload_of(2)) == payload_of(2)[: 2 * BLOCK]
-    finally:
-        worker.service.close()
-        worker.thread.join(10)
-    assert not worker.thread.is_alive()
+    worker.call(Kind.SERVE, encode_args(SERVE))
+    worker.put(image_bytes(key_of(1), payload_of(1)))
+    ask = Ask(worker, monkeypatch)
+    for _ in range(3):
+        assert ask.of(payload_of(1)) == payload_of(1)[: 2 * BLOCK]
+    assert [found is not None for found in ask.found] == [False, True, True]
+    shutil.rmtree(tmp_path / "worker-3")
+    with pytest.raises(StoreGoneError):
+        worker.call(Kind.PING)
+    other = Serve(number, VOLUME, b"t" * 16, MIB, KIND, True)
+    worker.call(Kind.SERVE, encode_args(other))
+    worker.put(image_bytes(key_of(1), payload_of(2)))
+    for _ in range(3):
+        assert ask.of(payload_of(2)) == payload_of(2)[: 2 * BLOCK]
 
 
 class Reused:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -52,15 +51,6 @@ class Worker:
     def put(self, *images: bytes) -> None:
         body = b"".join(image.ljust(padded(len(image)), b"\0") for image in images[:-1])
         self.call(Kind.PUT, body=body + images[-1], items=len(images))
-
-
-@pytest.fixture
-def worker(tmp_path: Path) -> Iterator[Worker]:
-    made = Worker(str(tmp_path))
-    yield made
-    made.service.close()
-    made.thread.join(10)
-    assert not made.thread.is_alive()
 
 
 def refusal(
