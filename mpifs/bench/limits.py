@@ -43,6 +43,9 @@ class Limits:
     def _mpi_round(self) -> float:
         return self._mpi("echo", PAGE_BYTES, self._plan.round_trips)
 
+    def _mpi_round_chunk(self) -> float:
+        return self._mpi("echo", self._plan.chunk, self._plan.round_trips)
+
     def _stores(self, work: str, **words: object) -> float:
         count = min(self._plan.workers, BENCH_DRIVERS_MAX)
         shared = {"count": self._plan.chunks_per_worker, "chunk": self._plan.chunk, **words}

@@ -3,7 +3,7 @@
 Rank 0 takes requests from the socket, a line of JSON each way, and does them with the others:
 
     put    chunks to all workers in turn       get    chunks from all workers in turn
-    echo   one worker answers a short message with `size` bytes, one at a time
+    echo   workers in no order answer a short message with `size` bytes, one after the other
 
 Plain sends and receives, no protocol of mpifs: nothing that mpifs does over MPI can be faster.
 Between requests everybody sleeps.  Ends when the socket does, or when rank 0 dies.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import socket
 import struct
 import sys
@@ -34,6 +35,7 @@ _PUT, _GET, _ECHO, _END = range(4)
 _WINDOW = 4  # messages on their way to or from one worker: hides the round trip, fits the caches.
 _LOOK_S = 0.5  # a worker without a bell looks so often.
 _ASK_BYTES = 64
+_SEED = 7
 
 
 def _finish(operation: Operation) -> None:
@@ -74,13 +76,12 @@ class _Asker:
         """Does one request; begin, end, and the bytes or round trips done between."""
         order = {"put": _PUT, "get": _GET, "echo": _ECHO}[request["work"]]
         size, count = int(request["size"]), int(request["count"])
-        everyone = range(1, self._endpoint.size)
-        ranks = [1] if order == _ECHO else list(everyone)
+        ranks = list(range(1, self._endpoint.size))
         each = max(1, count // len(ranks))
         self._tell(ranks, order, size, each)
         begin = time.monotonic()
         if order == _ECHO:
-            self._echo(size, each)
+            self._echo(ranks, size, each)
         else:
             streams = [_Stream(self._endpoint, rank, size, is_send=order == _PUT) for rank in ranks]
             begin = time.monotonic()
@@ -117,11 +118,13 @@ class _Asker:
         for operation in waiting:
             _finish(operation)
 
-    def _echo(self, size: int, count: int) -> None:
+    def _echo(self, ranks: list[int], size: int, each: int) -> None:
         endpoint, ask, into = self._endpoint, bytes(_ASK_BYTES), bytearray(size)
-        for _ in range(count):
-            answer = endpoint.irecv(1, TAG_DATA_BASE, into)
-            _finish(endpoint.isend(1, TAG_DATA_BASE, ask))
+        turns = ranks * each
+        random.Random(_SEED).shuffle(turns)
+        for rank in turns:
+            answer = endpoint.irecv(rank, TAG_DATA_BASE, into)
+            _finish(endpoint.isend(rank, TAG_DATA_BASE, ask))
             _finish(answer)
 
 

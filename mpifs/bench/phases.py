@@ -21,11 +21,13 @@ LIMIT_TITLES = {
     "mpi_put": "MPI, to the workers",
     "mpi_get": "MPI, from the workers",
     "mpi_round": "MPI round trip, 4 KiB",
+    "mpi_round_chunk": "MPI round trip, a chunk",
     "lmdb_put": "LMDB, synced",
     "lmdb_warm": "LMDB, in memory",
     "lmdb_get": "LMDB, cold",
     "lmdb_rate": "LMDB gets, 4 KiB",
     "round_get": "MPI round trip + LMDB get",
+    "round_get_chunk": "MPI round trip of a chunk + LMDB get",
     "hash": "checksum",
 }
 
@@ -95,8 +97,10 @@ RATIOS = (
     ("hard_read_ratio", "read: hard ÷ easy", "read_hard", "read_cold"),
     ("create_ratio", "create: 4 at once ÷ 1", "create_4", "create_1"),
     ("readers_ratio", "read cold: 8 at once ÷ 1", "readers_8", "readers_1"),
+    ("random_ratio", "4 KiB at random ÷ round + get", "random_read", "round_get"),
+    ("random_chunk_ratio", "… with answers of a chunk", "random_read", "round_get_chunk"),
 )
-"""Rows that are quotients of two others' medians: name, title, dividend, divisor."""
+"""Rows that are quotients of medians: name, title, a phase, another phase or a limit."""
 
 
 def chosen(words: str) -> tuple[Phase, ...]:
@@ -121,10 +125,11 @@ def needed_limits(phases: tuple[Phase, ...]) -> tuple[str, ...]:
     """Limits without a file system that these phases are compared with."""
     names = {name for phase in phases for name in phase.limits if name not in (FUSE, DISK)}
     if "round_get" in names:
-        names = (names - {"round_get"}) | {"mpi_round", "lmdb_rate"}
+        names = (names - {"round_get"}) | {"mpi_round", "mpi_round_chunk", "lmdb_rate"}
     if names & {"lmdb_rate", "lmdb_get", "lmdb_warm"}:
         names.add("lmdb_put")  # what is read must be there.
     order = (
-        "mpi_put", "mpi_get", "mpi_round", "lmdb_put", "lmdb_get", "lmdb_warm", "lmdb_rate", "hash",
+        "mpi_put", "mpi_get", "mpi_round", "mpi_round_chunk",
+        "lmdb_put", "lmdb_get", "lmdb_warm", "lmdb_rate", "hash",
     )  # fmt: skip
     return tuple(name for name in order if name in names)

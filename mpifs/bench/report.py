@@ -84,19 +84,28 @@ def row(phase: Phase, targets: Mapping[str, bool], places: Values, free_limits: 
     return found
 
 
-def ratio_rows(rows: Sequence[Document]) -> list[Document]:
+def ratio_rows(rows: Sequence[Document], free_limits: Values) -> list[Document]:
     """The quotients whose both sides were measured, for all places."""
     by_name = {each["name"]: each for each in rows}
     found = []
     for name, title, above, below in RATIOS:
-        if above not in by_name or below not in by_name:
+        if above not in by_name or not (below in by_name or below in free_limits):
             continue
+        targets, beside = by_name[above]["targets"], _others(by_name[above])
+        if below in by_name:
+            under_targets, under_beside = by_name[below]["targets"], _others(by_name[below])
+        else:
+            limit = figure(free_limits[below])
+            under_targets, under_beside = (
+                dict.fromkeys(targets, limit),
+                dict.fromkeys(beside, limit),
+            )
         found.append(
             {
                 "name": name,
                 "title": title,
-                "targets": _quotients(by_name[above]["targets"], by_name[below]["targets"]),
-                "beside": _quotients(_others(by_name[above]), _others(by_name[below])),
+                "targets": _quotients(targets, under_targets),
+                "beside": _quotients(beside, under_beside),
             }
         )
     return found

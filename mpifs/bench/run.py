@@ -235,8 +235,9 @@ class _Run:
 
     def _document(self, targets: list[Place], began: float, load: float) -> Document:
         limits = dict(self._limit_values)
-        if "mpi_round" in limits and "lmdb_rate" in limits:
-            limits["round_get"] = round_get(limits["mpi_round"], limits["lmdb_rate"])
+        for trip, name in (("mpi_round", "round_get"), ("mpi_round_chunk", "round_get_chunk")):
+            if trip in limits and "lmdb_rate" in limits:
+                limits[name] = round_get(limits[trip], limits["lmdb_rate"])
         names = {place.name: place.volume is not None for place in targets}
         rows = [row(phase, names, self._values[phase.name], limits) for phase in self._phases]
         plan = self._plan
@@ -268,7 +269,7 @@ class _Run:
                 for place in targets
             ],
             "phases": rows,
-            "ratios": ratio_rows(rows),
+            "ratios": ratio_rows(rows, limits),
             "limits": {name: figure(found) for name, found in limits.items()},
         }
 

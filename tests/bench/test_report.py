@@ -66,9 +66,19 @@ def test_quotients_of_all_places():
         report.row(BY_NAME[name], {"vol": True}, {"vol": [mine], "fuse": [100.0]}, {})
         for name, mine in (("write_close", 80.0), ("write_hard", 60.0))
     ]
-    (found,) = report.ratio_rows(rows)
+    (found,) = report.ratio_rows(rows, {})
     assert found["targets"] == {"vol": 0.75}
     assert found["beside"] == {"fuse": 1.0}
+
+
+def test_quotients_by_a_limit():
+    """It is that of all places."""
+    places = {"vol": [20.0], "other": [5.0], "fuse": [40.0]}
+    rows = [report.row(BY_NAME["random_read"], {"vol": True, "other": False}, places, {})]
+    (found,) = report.ratio_rows(rows, {"round_get_chunk": [8.0, 10.0, 80.0]})
+    assert found["name"] == "random_chunk_ratio"
+    assert found["targets"] == {"vol": 2.0, "other": 0.5}
+    assert found["beside"] == {"fuse": 4.0}
 
 
 def test_a_round_trip_and_a_get_take_the_time_of_both():
@@ -95,7 +105,8 @@ def test_an_unknown_phase_is_named_with_those_there_are():
 
 def test_only_limits_that_somebody_needs_are_measured():
     assert needed_limits(chosen("stat")) == ()
-    assert needed_limits(chosen("random_read")) == ("mpi_round", "lmdb_put", "lmdb_rate")
+    rounds = ("mpi_round", "mpi_round_chunk")
+    assert needed_limits(chosen("random_read")) == (*rounds, "lmdb_put", "lmdb_rate")
     assert needed_limits(chosen("read_cold")) == ("mpi_get", "lmdb_put", "lmdb_warm", "hash")
     assert needed_limits(chosen("read_disk")) == ("mpi_get", "lmdb_put", "lmdb_get", "hash")
 
@@ -103,7 +114,8 @@ def test_only_limits_that_somebody_needs_are_measured():
 def test_names_are_consistent():
     assert len(BY_NAME) == len(PHASES)
     assert {name for phase in PHASES for name in phase.limits} <= set(LIMIT_TITLES)
-    assert all({above, below} <= set(BY_NAME) for _, _, above, below in RATIOS)
+    assert {above for _, _, above, _ in RATIOS} <= set(BY_NAME)
+    assert {below for _, _, _, below in RATIOS} <= set(BY_NAME) | set(LIMIT_TITLES)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +156,7 @@ def test_the_page_is_alone_and_escapes_names():
         | {"checksum": "xxh3-128"},
         "targets": [{"name": "<b>", "volume": "/v"}],
         "phases": rows,
-        "ratios": report.ratio_rows(rows),
+        "ratios": report.ratio_rows(rows, {}),
     }
     page = page_of(document)
     assert "<b>" not in page
