@@ -31,8 +31,8 @@ def mount(
             "-o",
             metavar="OPT,…",
             help="ro, allow_other, noatime, fuse=2|3, threads=N, commit=SECONDS, dirty=SIZE, "
-            "cache=SIZE, reads=local|mpi, sync=relaxed, restart=N, writeback, attr_timeout=S, "
-            "entry_timeout=S.",
+            "cache=SIZE, reads=local|mpi, sync=relaxed, restart=N, writeback, lowlatency, "
+            "attr_timeout=S, entry_timeout=S.",
         ),
     ] = None,
     foreground: Annotated[

@@ -80,6 +80,8 @@ LEADER_LOOK_S = 0.003  # a request that takes longer has another thread receive 
 LEADER_STALL_S = 0.002  # when two take longer than this, and with requests of BULK_BYTES and more,
 LEADER_WIDE_S = 0.5  # all threads receive for so long.
 FUSE_SPIN_S = 100e-6  # the next request of a busy program comes sooner; to be woken takes 30 µs.
+LATENCY_LOOK_S = 0.05  # of -o lowlatency: so often it is judged whether
+LATENCY_RATE_MIN = 1000  # so many requests come in a second.
 BULK_BYTES = 128 * KIB  # of a read or write: from here on its copies cost more than Python.
 
 # Polling.

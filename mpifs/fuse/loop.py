@@ -32,6 +32,7 @@ from mpifs.core.limits import (
 )
 from mpifs.fuse.dispatch import Dispatch
 from mpifs.fuse.figures import FIGURES
+from mpifs.fuse.latency import CpuLatency
 from mpifs.fuse.protocol import Opcode
 from mpifs.fuse.request import Request
 from mpifs.fuse.session import Session
@@ -59,10 +60,12 @@ class Loop:
         on_end: Callable[[], None],
         *,
         writeback: bool,
+        latency: CpuLatency | None = None,
     ) -> None:
         self._session = session
         self._dispatch = dispatch
         self._writeback = writeback
+        self._latency = latency
         self._count = threads
         self._on_end = on_end
         self._lock = threading.Lock()  # guards _left.
@@ -122,7 +125,7 @@ class Loop:
                 is_first = False
                 for other in range(1, self._count):
                     self._spawn(other)
-                if self._count > 1:
+                if self._count > 1 or self._latency is not None:
                     threading.Thread(target=self._scout, name="fuse-scout", daemon=True).start()
                 self._serves.set()
             elif size > 0:
@@ -177,15 +180,27 @@ class Loop:
             self._unpark.release(max(1, len(self._parked)))
 
     def _scout(self) -> None:
+        try:
+            self._look_after()
+        finally:
+            if self._latency is not None:
+                self._latency.close()
+
+    def _look_after(self) -> None:
         """Sees to it that somebody receives; sleeps while nothing is asked."""
         looks = 0
         seen = -1
+        latency = self._latency
         while not self._is_over:
+            if latency is not None:
+                latency.note(self._received, time.monotonic())
             if self._waiting:
                 looks = looks + 1 if self._received == seen else 0
                 seen = self._received
                 if looks > _CALM_LOOKS:
                     looks = 0
+                    if latency is not None:
+                        latency.relax()
                     self._stir.clear()
                     self._is_calm = True
                     self._stir.wait(IDLE_LOOK_S)

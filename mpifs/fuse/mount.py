@@ -26,6 +26,7 @@ from mpifs.fuse.attributes import Answers
 from mpifs.fuse.binding import Binding, load
 from mpifs.fuse.dispatch import Dispatch
 from mpifs.fuse.handshake import Agreement
+from mpifs.fuse.latency import CpuLatency
 from mpifs.fuse.loop import Loop
 from mpifs.fuse.notifier import Entry, Notifier
 from mpifs.fuse.options import MountOptions
@@ -66,6 +67,7 @@ class FuseMount:
         options = self._options
         binding = self._binding = load(options.library)
         self._check_mountpoint()
+        latency = CpuLatency() if options.low_latency else None
         words = options.kernel_words(os.geteuid() == 0)
         session = self._session = binding.mount(os.fsencode(self._mountpoint), words)
         session.on_agreed = self._on_agreed
@@ -81,6 +83,7 @@ class FuseMount:
             options.threads,
             self._end,
             writeback=writeback,
+            latency=latency,
         )
         if not self._loop.start(START_TIMEOUT_S):
             self.unmount(0.0)

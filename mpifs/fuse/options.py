@@ -50,7 +50,12 @@ _WITHOUT_EFFECT = frozenset(
 )
 """Words that fstab and habit bring along: already so, or somebody else's business."""
 
-_SWITCHES = {"ro": "read_only", "allow_other": "allow_other", "writeback": "writeback"}
+_SWITCHES = {
+    "ro": "read_only",
+    "allow_other": "allow_other",
+    "writeback": "writeback",
+    "lowlatency": "low_latency",
+}
 _TEXTS = {"fsname": "fsname", "subtype": "subtype"}
 _SECONDS = {"attr_timeout": "attr_timeout_s", "entry_timeout": "entry_timeout_s"}
 _NUMBERS = {"fuse": ("library", 2, 3), "threads": ("threads", 1, THREADS_MAX)}
@@ -66,6 +71,7 @@ class MountOptions:
     read_only: bool = False
     allow_other: bool = False
     writeback: bool = False
+    low_latency: bool = False
     fsname: str = "mpifs"
     subtype: str = "mpifs"
     attr_timeout_s: float = CACHE_TIMEOUT_S
