@@ -14,7 +14,8 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 from mpifs.core.errors import InUseError, StartError
 from mpifs.core.limits import START_TIMEOUT_S
@@ -107,13 +108,23 @@ def start(config: JobConfig, last_state: int | None = None) -> subprocess.Popen[
 
     Raises InUseError, StartError with the ranks' reason, InterruptedStartError.
     """
-    with hold(config.folder) as lock, term_as_interrupt(), without_interrupts() as let_them:
+    with term_as_interrupt(), without_interrupts() as with_interrupts:
+        return _start(config, with_interrupts, last_state)
+
+
+def _start(
+    config: JobConfig,
+    with_interrupts: Callable[[], AbstractContextManager[None]],
+    last_state: int | None = None,
+) -> subprocess.Popen[bytes]:
+    """As start().  Signals are taken as interrupts, and blocked."""
+    with hold(config.folder) as lock:
         ready = prepare(config)
         log_start = os.path.getsize(ready.folder.log)
         supervisor = _spawn(ready, lock, [] if last_state is None else [last_state])
         try:
-            let_them()
-            _await(ready, supervisor, log_start)
+            with with_interrupts():
+                _await(ready, supervisor, log_start)
         except BaseException as error:
             _end(ready, supervisor)
             if isinstance(error, KeyboardInterrupt):
@@ -265,9 +276,11 @@ def serving(folder: VolumeFolder, config: JobConfig) -> Iterator[VolumeFolder]:
     if state.get("state") == job_state.READY and job_state.process(state, "rank0") is not None:
         yield folder
         return
-    start(config)
-    try:
-        yield folder
-    finally:
-        with without_interrupts():
+    # No signal may come between the start and the block that ends the job.
+    with term_as_interrupt(), without_interrupts() as with_interrupts:
+        _start(config, with_interrupts)
+        try:
+            with with_interrupts():
+                yield folder
+        finally:
             stop.end(folder)

@@ -15,6 +15,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -37,19 +38,25 @@ def term_as_interrupt(
 
 
 @contextlib.contextmanager
-def without_interrupts() -> Iterator[Callable[[], None]]:
-    """Signals that would end the command wait until the block ends, or what it gives is called.
+def without_interrupts() -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """Signals that would end the command wait until the block ends, or for a block within it that
+    begins with what this one gives.
 
     A process that is started meanwhile has them blocked, too."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
-    def let_them() -> None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    @contextlib.contextmanager
+    def with_interrupts() -> Iterator[None]:
+        try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
     try:
-        yield let_them
+        yield with_interrupts
     finally:
-        let_them()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class SignalGate:

@@ -204,6 +204,37 @@ def test_ctrl_c_in_the_middle(one: Volume, number: signal.Signals) -> None:
     assert fsck(one)[0] == 0
 
 
+_INTERRUPTED_WHEN_STARTED = """
+import os, sys
+from mpifs.cli import app
+from mpifs.job import launch
+
+def start(*words, real=launch._start):
+    supervisor = real(*words)
+    os.kill(os.getpid(), int(sys.argv[2]))
+    return supervisor
+
+launch._start = start
+sys.exit(app.run(["fsck", sys.argv[1]]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_as_soon_as_it_has_started(one: Volume, number: signal.Signals) -> None:
+    fill(one, "-w", "2")
+    before = one.state()["job"]
+    words = [one.folder.path, str(int(number))]
+    done = subprocess.run(
+        [sys.executable, "-c", _INTERRUPTED_WHEN_STARTED, *words],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 32, done.stderr + one.log()
+    assert "interrupted" in done.stderr
+    assert one.state()["job"] != before
+    assert one.left(one.state()) == []
+    assert fsck(one)[0] == 0
+
+
 @pytest.mark.parametrize("delay_s", [0.8])
 def test_ctrl_c_while_starting(one: Volume, delay_s: float) -> None:
     fill(one, "-w", "2")
