@@ -249,20 +249,21 @@ def _await_mount(config: JobConfig, deadline: float) -> None:
 
 
 def _end(config: JobConfig, supervisor: subprocess.Popen[bytes]) -> None:
-    """Ends a job that did not start: the supervisor does it, and if it cannot, we do."""
-    with without_interrupts():
-        if supervisor.poll() is None:
-            supervisor.send_signal(signal.SIGTERM)
-            try:
-                supervisor.wait(END_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                supervisor.kill()
-                supervisor.wait(END_TIMEOUT_S)
-        leftovers.clean(config.folder)
-        if not os.path.isdir(config.folder.run):
-            return  # the volume has gone with its job.
-        reason = "interrupted or not ready in time"
-        job_state.change(config.folder, config.job, job_state.FAILED, reason)
+    """Ends a job that did not start: the supervisor does it, and if it cannot, we do.
+
+    Requires: signals are blocked."""
+    if supervisor.poll() is None:
+        supervisor.send_signal(signal.SIGTERM)
+        try:
+            supervisor.wait(END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            supervisor.kill()
+            supervisor.wait(END_TIMEOUT_S)
+    leftovers.clean(config.folder)
+    if not os.path.isdir(config.folder.run):
+        return  # the volume has gone with its job.
+    reason = "interrupted or not ready in time"
+    job_state.change(config.folder, config.job, job_state.FAILED, reason)
 
 
 @contextlib.contextmanager
