@@ -88,13 +88,17 @@ def test_chunks_lie_in_huge_pages_unless_the_user_says_otherwise(kind: str) -> N
         assert base == {MALLOC_VARIABLE: users}, "the variables of mpifs itself"
         return found
 
-    assert launcher.environment({})["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
-    assert tunables("") == "glibc.malloc.hugetlb=1"
+    huge, one_arena = "glibc.malloc.hugetlb=1", "glibc.malloc.arena_max=1"
+    assert launcher.environment({})["GLIBC_TUNABLES"] == f"{huge}:{one_arena}"
+    assert tunables("") == f"{huge}:{one_arena}"
     others = "glibc.malloc.check=3:glibc.rtld.optional_static_tls=512"
-    assert tunables(others) == f"{others}:glibc.malloc.hugetlb=1"
+    assert tunables(others) == f"{others}:{huge}:{one_arena}"
     for users in ("glibc.malloc.hugetlb=0", f"{others}:glibc.malloc.hugetlb=2"):
-        assert tunables(users) == users
-        assert tunables(f"{users}:{others}") == f"{users}:{others}"
+        assert tunables(users) == f"{users}:{one_arena}"
+        assert tunables(f"{users}:{others}") == f"{users}:{others}:{one_arena}"
+    assert tunables("glibc.malloc.arena_max=8") == f"glibc.malloc.arena_max=8:{huge}"
+    both = "glibc.malloc.arena_max=8:glibc.malloc.hugetlb=0"
+    assert tunables(both) == both
     assert launcher.environment(launcher.environment({})) == launcher.environment({})
 
 
