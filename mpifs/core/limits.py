@@ -107,7 +107,7 @@ COMPLETE_DIRECTORIES_MAX = 10_000  # known with all their names, about 60 B each
 COMPLETED_ENTRIES_MAX = 2048  # the largest that are read for it: 5 ms in which others wait.
 INDEX_RESIDENT_BYTES_MAX = 32 * MIB  # pages of the index mapped since they were last given back.
 HEAP_TRIM_BYTES = 32 * MIB  # own memory more than after the last trim: what is free of it goes.
-HEAPS_MAX = 2  # malloc's; each keeps its own free memory.  Python's lock lets few threads in.
+HEAPS_MAX = 1  # malloc has huge pages in the first one alone; more keep more free memory.
 MEMORY_LOOK_S = 0.25  # how often that is looked at: a check reads 100 MiB of the index meanwhile.
 HANDLES_MAX = 1_000_000  # open files; the kernel's own file-max is lower on most machines.
 

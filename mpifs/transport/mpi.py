@@ -164,13 +164,18 @@ class MpiEndpoint:
         communicator = link.requests if is_request_tag(tag) else link.replies
         if link.is_cut or communicator is None:
             raise PeerDeadError(dest, "its process has died")
-        if link.is_watched and link.is_near:
-            self._spawner.await_rest()
+        is_held_up = link.is_watched and link.is_near
         try:
-            with self.guard:
-                if link.has_died():
-                    raise PeerDeadError(dest, "its process has died")
-                request = communicator.Isend(data, link.rank, tag)
+            while True:
+                if is_held_up:
+                    self._spawner.await_rest()
+                with self.guard:
+                    if is_held_up and self._spawner.holds_up:
+                        continue  # begun while this thread waited for the guard
+                    if link.has_died():
+                        raise PeerDeadError(dest, "its process has died")
+                    request = communicator.Isend(data, link.rank, tag)
+                    break
         except self.Exception as error:
             raise self.translated(error, dest, link) from None
         return self._send_type(self, request, dest, link)

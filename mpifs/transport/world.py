@@ -85,7 +85,7 @@ class Link:
         Over TCP that has to be known.  When a connection breaks, Open MPI 5 takes its transport off
         the list of the peer's, and the second send after that reads behind the end of the list and
         crashes (ompi/mca/bml/bml.h, btl_array_get_next with arr_size 0).  It notes the death in the
-        same call in which it finds the connection broken.
+        same call in which it finds the connection broken; see has_died for when it says so.
         """
         if self.replies is not None:
             self._watch = self.replies.Irecv(bytearray(1), self.rank, _TAG_WATCH)
@@ -97,8 +97,15 @@ class Link:
 
     def has_died(self) -> bool:
         """Whether the other side is known to have died; the first time the library's exception says
-        so.  Requires: the endpoint's guard is held."""
-        return self._watch is not None and self._watch.Test()
+        so.  Requires: the endpoint's guard is held.
+
+        Tested twice: the test that comes after the death was noted only ends the receive, and says
+        that it is over when anything else was going on besides (ompi/request/req_test.c: the status
+        is looked at again if opal_progress counts something, and it does not count TCP); the next
+        one says so in any case.  So at most one message is sent after the death was noted, which
+        does no harm."""
+        watch = self._watch
+        return watch is not None and (watch.Test() or watch.Test())
 
     def unwatch(self) -> None:
         """Before the library's end."""
@@ -192,9 +199,15 @@ class Spawner:
         self._is_at_rest.set()
 
     def await_rest(self) -> None:
-        """Waits while a process is being spawned, SPAWN_HOLD_S from its start at most."""
-        if not self._is_at_rest.is_set():
+        """Waits while it `holds_up`."""
+        while self.holds_up:
             self._is_at_rest.wait(max(0.0, self._held_until - time.monotonic()))
+
+    @property
+    def holds_up(self) -> bool:
+        """Whether a process is being spawned, for SPAWN_HOLD_S from its start at most.  Holds until
+        the guard is given back, if it is asked with the guard held and the answer is no."""
+        return not self._is_at_rest.is_set() and time.monotonic() < self._held_until
 
     @contextlib.contextmanager
     def _spawning(self) -> Iterator[None]:
@@ -203,6 +216,8 @@ class Spawner:
             self._held_until = time.monotonic() + SPAWN_HOLD_S
             self._is_at_rest.clear()
         try:
+            with self._guard:  # who is just sending has done so
+                pass
             yield
         finally:
             with self._lock:

@@ -303,7 +303,7 @@ def test_replaced_workers_die_again_amid_large_writes(one: Volume) -> None:
     is_over.set()
     for thread in threads:
         thread.join(60)
-    assert not errors
+    assert not errors, one.log()
     assert not any(thread.is_alive() for thread in threads)
     assert killed > 3
     await_serving(one, set())

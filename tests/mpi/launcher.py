@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,8 +38,11 @@ def libraries() -> list[Library]:
     return found
 
 
-def run_ranks(library: Library, size: int, module: str, timeout_s: float = 90) -> str:
-    """Output of `python -m module` on `size` ranks.  Raises AssertionError with it on failure."""
+def run_ranks(
+    library: Library, size: int, module: str, timeout_s: float = 90, statuses: Sequence[int] = (0,)
+) -> str:
+    """Output of `python -m module` on `size` ranks.  Raises AssertionError with it on failure: an
+    exit status that is none of `statuses`."""
     command = [*library.command, "-n", str(size), sys.executable, "-m", module]
     job = subprocess.Popen(
         command,
@@ -56,6 +60,6 @@ def run_ranks(library: Library, size: int, module: str, timeout_s: float = 90) -
         os.killpg(job.pid, signal.SIGKILL)
         output, _ = job.communicate()
         raise AssertionError(f"no end after {timeout_s} s\n{output}") from None
-    if job.returncode:
+    if job.returncode not in statuses:
         raise AssertionError(f"exit status {job.returncode}\n{output}")
     return output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 import pytest
@@ -22,6 +23,13 @@ def test_contract(library: Library, size: int) -> None:
 @pytest.mark.parametrize("library", [each for each in LIBRARIES if each.id == "openmpi"])
 def test_death_of_a_rank_is_an_error_and_spares_the_others(library: Library) -> None:
     assert "survived" in run_ranks(library, 4, "tests.mpi.death_program")
+
+
+@pytest.mark.parametrize("library", [each for each in LIBRARIES if each.id == "openmpi"])
+def test_sends_to_a_replacement_that_has_just_died(library: Library) -> None:
+    killed = (0, 128 + signal.SIGKILL)  # the launcher's status is that of a spawned rank.
+    output = run_ranks(library, 2, "tests.mpi.replaced_program", statuses=killed)
+    assert "survived" in output
 
 
 def test_importing_the_endpoint_loads_no_mpi_library() -> None:
