@@ -232,9 +232,10 @@ class Sample:
         inodes: set[int] = set()
         for place in (*fault.must, *fault.may):
             named = place.inode if isinstance(place.inode, frozenset) else {place.inode}
-            inodes |= {ino for ino in named if isinstance(ino, int)}
-            if place.worker is not None and not inodes:
-                inodes |= {c.ino for c in self.before.copies() if c.worker == place.worker}
+            meant = {ino for ino in named if isinstance(ino, int)}
+            if place.worker is not None and not meant:
+                meant = {c.ino for c in self.before.copies() if c.worker == place.worker}
+            inodes |= meant
         return {path for ino in inodes for path in self._old_paths(ino)}
 
     def _old_paths(self, ino: int) -> list[bytes]:
