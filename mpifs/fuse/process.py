@@ -27,7 +27,10 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 
 def limit_heaps() -> None:
-    """Few heaps of malloc (why: job/memory.py).  Before the first thread of the process."""
+    """Few heaps of malloc (why: job/memory.py).  Before the first thread of the process.
+
+    For ranks that the user's own mpiexec has started: those of mpifs's launcher have one heap from
+    their beginning (job/mpi_launcher.py); here a thread that came before the call keeps its own."""
     _set_malloc(_M_ARENA_MAX, HEAPS_MAX)
 
 
